@@ -1,0 +1,93 @@
+//! Reading and writing `config.json` and its kin.
+//!
+//! Mirrors `diffusers/configuration_utils.py`: missing keys take their defaults, unknown keys are kept.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::Path;
+
+/// A configuration as it stands in its file: every key, known or not, in order.
+pub type ConfigMap = serde_json::Map<String, serde_json::Value>;
+
+/// The release of diffusers whose formats and numbers are mirrored; written to `_diffusers_version`.
+pub const DIFFUSERS_VERSION: &str = "0.42.1";
+
+/// Reads the JSON file at `path` into `T`.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Config`] (with file, line and key) if it does not fit `T`.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
+}
+
+/// Writes `value` to `path` as diffusers does: two spaces, keys sorted, a newline at the end.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be written.
+pub fn write_json(path: &Path, value: &ConfigMap) -> Result<()> {
+    let sorted: std::collections::BTreeMap<_, _> = value.iter().collect();
+    let text = serde_json::to_string_pretty(&sorted).map_err(|error| Error::Config(error.to_string()))?;
+    std::fs::write(path, text + "\n").map_err(Error::io(path))
+}
+
+/// Fills `T` from `map`; keys that `T` does not know are passed over.
+///
+/// # Errors
+/// [`Error::Config`] with the key that does not fit.
+pub fn from_map<T: DeserializeOwned>(map: &ConfigMap) -> Result<T> {
+    serde_json::from_value(serde_json::Value::Object(map.clone())).map_err(|error| Error::Config(error.to_string()))
+}
+
+/// A value for all blocks, or one for each.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// The same for all.
+    One(T),
+    /// One for each block, in order.
+    Many(Vec<T>),
+}
+
+impl<T: Clone> OneOrMany<T> {
+    /// One value for each of `blocks` blocks.
+    ///
+    /// # Errors
+    /// [`Error::Config`], naming `key`, if there are several values, but not `blocks` of them.
+    pub fn spread(&self, key: &str, blocks: usize) -> Result<Vec<T>> {
+        match self {
+            Self::One(value) => Ok(vec![value.clone(); blocks]),
+            Self::Many(values) if values.len() == blocks => Ok(values.clone()),
+            Self::Many(values) => {
+                Err(Error::Config(format!("`{key}` has {} values for {blocks} blocks", values.len())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_type_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, r#"{"layers": "two"}"#).unwrap();
+        #[derive(Debug, Deserialize)]
+        struct Layers {
+            #[allow(dead_code)]
+            layers: i64,
+        }
+        let error = read_json::<Layers>(&path).unwrap_err();
+        assert!(error.to_string().contains("config.json: invalid type"), "{error}");
+        assert!(matches!(read_json::<Layers>(&folder.path().join("none.json")), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn one_value_serves_all_blocks() {
+        assert_eq!(OneOrMany::One(8).spread("k", 3).unwrap(), [8, 8, 8]);
+        let error = OneOrMany::Many(vec![5, 10]).spread("attention_head_dim", 4).unwrap_err();
+        assert_eq!(error.to_string(), "`attention_head_dim` has 2 values for 4 blocks");
+    }
+}

@@ -1,0 +1,23 @@
+//! The module tree, and the layers that models are made of.
+//!
+//! A model is a plain struct of layers. While it is built, each layer takes a [`Node`] from its [`Scope`]; the nodes
+//! form one tree whose dotted paths are the checkpoint's own keys. Everything that is not arithmetic (moving, casting,
+//! saving, offloading) is a walk of that tree, or a [`Hook`] around one of its nodes.
+
+mod activation;
+mod conv;
+mod embedding;
+mod hook;
+mod linear;
+mod node;
+mod norm;
+mod scope;
+
+pub use activation::Activation;
+pub use conv::{Conv2d, Conv2dConfig};
+pub use embedding::Embedding;
+pub use hook::{Hook, Next};
+pub use linear::Linear;
+pub use node::{Module, Node, Param};
+pub use norm::{GroupNorm, LayerNorm};
+pub use scope::{RandomWeights, Scope, Weights};

@@ -1,0 +1,254 @@
+//! A module's place in the tree, and the weights that hang on it.
+
+use super::hook::{Hook, NamedHook, Next};
+use crate::error::{Error, Result};
+use crate::torch::MemoryFormat;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tch::{Device, Kind, Tensor};
+
+/// A struct of layers that knows its place in the tree.
+pub trait Module {
+    /// The module's place.
+    fn node(&self) -> &Node;
+}
+
+/// One weight. Clones share the slot, so a hook can swap the tensor under a layer.
+#[derive(Clone, Debug)]
+pub struct Param(Arc<Mutex<Tensor>>);
+
+impl Param {
+    pub(super) fn new(tensor: Tensor) -> Self {
+        Self(Arc::new(Mutex::new(tensor)))
+    }
+
+    /// A handle to the tensor in the slot; nothing is copied.
+    #[must_use]
+    pub fn get(&self) -> Tensor {
+        lock(&self.0).shallow_clone()
+    }
+
+    /// Puts `new` in the slot and hands back what was there.
+    pub fn replace(&self, new: Tensor) -> Tensor {
+        std::mem::replace(&mut lock(&self.0), new)
+    }
+}
+
+/// A module's place in the tree: path, class, weights, children, hooks. Clones are the same place.
+#[derive(Clone, Debug)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    path: String,
+    class: OnceLock<&'static str>,
+    params: Mutex<Vec<(String, Param)>>,
+    children: Mutex<Vec<(String, Node)>>,
+    hooks: Mutex<Vec<NamedHook>>,
+    /// Whether `hooks` holds any: what a forward without hooks looks at instead of taking the lock.
+    hooked: AtomicBool,
+}
+
+impl Node {
+    pub(super) fn new(path: String) -> Self {
+        Self(Arc::new(Inner { path, ..Inner::default() }))
+    }
+
+    pub(super) fn set_class(&self, class: &'static str) {
+        self.0.class.get_or_init(|| class);
+    }
+
+    pub(super) fn push_param(&self, name: &str, param: Param) {
+        lock(&self.0.params).push((name.into(), param));
+    }
+
+    /// The child called `name`, made by `make` if there is none yet.
+    pub(super) fn child_or(&self, name: String, make: impl FnOnce(String) -> Self) -> Self {
+        let mut children = lock(&self.0.children);
+        if let Some((_, child)) = children.iter().find(|(known, _)| *known == name) {
+            return child.clone();
+        }
+        let child = make(join(self.path(), &name));
+        children.push((name, child.clone()));
+        child
+    }
+
+    /// Runs `forward` inside this node's hooks, and names this path in whatever error comes out.
+    ///
+    /// Pass what a hook may replace as `inputs`; capture the rest.
+    ///
+    /// # Errors
+    /// Whatever `forward` or a hook fails with; [`Error::Arity`] for a hook that passes another number of tensors.
+    pub fn call<const I: usize, const O: usize>(
+        &self,
+        inputs: [&Tensor; I],
+        forward: impl Fn([&Tensor; I]) -> Result<[Tensor; O]>,
+    ) -> Result<[Tensor; O]> {
+        if !self.0.hooked.load(Ordering::Acquire) {
+            return forward(inputs).map_err(|error| error.at(self.path()));
+        }
+        let hooks = lock(&self.0.hooks).clone();
+        let forward = |inputs: &[Tensor]| match <&[Tensor; I]>::try_from(inputs) {
+            Ok(inputs) => forward(inputs.each_ref()).map(Vec::from),
+            Err(_) => Err(Error::Arity { expected: I, found: inputs.len() }),
+        };
+        Next { node: self, hooks: &hooks, forward: &forward }
+            .run(&inputs.map(Tensor::shallow_clone))
+            .and_then(|outputs| {
+                outputs.try_into().map_err(|outputs: Vec<_>| Error::Arity { expected: O, found: outputs.len() })
+            })
+            .map_err(|error| error.at(self.path()))
+    }
+
+    /// The dotted path from the model, `""` for the model itself.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.0.path
+    }
+
+    /// The struct's name, as in `config.json`'s `_class_name`; `"ModuleList"` for a bare container.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        self.0.class.get().copied().unwrap_or("ModuleList")
+    }
+
+    /// The children, by name, in the order in which they were made.
+    #[must_use]
+    pub fn children(&self) -> Vec<(String, Self)> {
+        lock(&self.0.children).clone()
+    }
+
+    /// The node at `path` below this one, such as `down_blocks.0.resnets.1`.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<Self> {
+        path.split('.').filter(|name| !name.is_empty()).try_fold(self.clone(), |node, name| {
+            node.children().into_iter().find(|(known, _)| known == name).map(|(_, child)| child)
+        })
+    }
+
+    /// This node and everything below it, parents first.
+    #[must_use]
+    pub fn walk(&self) -> Vec<Self> {
+        let mut nodes = vec![self.clone()];
+        nodes.extend(self.children().iter().flat_map(|(_, child)| child.walk()));
+        nodes
+    }
+
+    /// The weights of this node alone, by name.
+    #[must_use]
+    pub fn own_params(&self) -> Vec<(String, Param)> {
+        lock(&self.0.params).clone()
+    }
+
+    /// Every weight at or below this node, keyed as in the checkpoint, in the order of construction.
+    #[must_use]
+    pub fn params(&self) -> Vec<(String, Param)> {
+        let own = |node: Self| {
+            let params = node.own_params();
+            params.into_iter().map(move |(name, param)| (join(node.path(), &name), param))
+        };
+        self.walk().into_iter().flat_map(own).collect()
+    }
+
+    /// Every weight's tensor at or below this node, keyed as in the checkpoint. Nothing is copied.
+    #[must_use]
+    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        self.params().into_iter().map(|(key, param)| (key, param.get())).collect()
+    }
+
+    /// The number of elements in all weights at or below this node.
+    #[must_use]
+    pub fn num_parameters(&self) -> usize {
+        self.params().iter().map(|(_, param)| param.get().numel()).sum()
+    }
+
+    /// The dtype of the first floating-point weight; float32 if there is none.
+    #[must_use]
+    pub fn dtype(&self) -> Kind {
+        let kinds = self.params().into_iter().map(|(_, param)| param.get().kind());
+        kinds.into_iter().find(|kind| is_floating_point(*kind)).unwrap_or(Kind::Float)
+    }
+
+    /// The device of the first weight; the CPU if there is none.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.params().first().map_or(Device::Cpu, |(_, param)| param.get().device())
+    }
+
+    /// Moves every weight to `device`; all of them, or none if one finds no room.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where the device has no room.
+    pub fn to_device(&self, device: Device) -> Result<()> {
+        let params = self.params();
+        let moved = params.iter().map(|(_, param)| Ok(param.get().f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
+        for ((_, param), tensor) in params.iter().zip(moved) {
+            drop(param.replace(tensor));
+        }
+        Ok(())
+    }
+
+    /// Casts every floating-point weight to `kind`, one at a time.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where a copy has no room.
+    pub fn to_kind(&self, kind: Kind) -> Result<()> {
+        self.map(|tensor| {
+            Ok(if is_floating_point(tensor.kind()) { tensor.f_to_kind(kind)? } else { tensor.shallow_clone() })
+        })
+    }
+
+    /// Lays every weight of four dimensions out in `format`, one at a time.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where a copy has no room.
+    pub fn to_memory_format(&self, format: MemoryFormat) -> Result<()> {
+        self.map(|tensor| if tensor.dim() == 4 { format.apply(tensor) } else { Ok(tensor.shallow_clone()) })
+    }
+
+    /// Replaces every weight by `change` of it, one at a time.
+    fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<()> {
+        for (key, param) in self.params() {
+            let changed = change(&param.get()).map_err(|error| error.at(&key))?;
+            drop(param.replace(changed));
+        }
+        Ok(())
+    }
+
+    /// Puts `hook` around this node, inside the hooks that are there already. One that has its name is replaced.
+    pub fn add_hook(&self, name: &str, hook: impl Hook + 'static) {
+        let mut hooks = lock(&self.0.hooks);
+        hooks.retain(|known| known.name != name);
+        hooks.push(NamedHook { name: name.into(), hook: Arc::new(hook) });
+        self.0.hooked.store(true, Ordering::Release);
+    }
+
+    /// Takes the hook called `name` off this node; says whether there was one.
+    pub fn remove_hook(&self, name: &str) -> bool {
+        let mut hooks = lock(&self.0.hooks);
+        let before = hooks.len();
+        hooks.retain(|known| known.name != name);
+        self.0.hooked.store(!hooks.is_empty(), Ordering::Release);
+        hooks.len() < before
+    }
+
+    /// The names of the hooks around this node, outermost first.
+    #[must_use]
+    pub fn hook_names(&self) -> Vec<String> {
+        lock(&self.0.hooks).iter().map(|hook| hook.name.clone()).collect()
+    }
+}
+
+/// Whether weights of this dtype follow `to_kind`.
+fn is_floating_point(kind: Kind) -> bool {
+    !matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64 | Kind::Bool)
+}
+
+pub(super) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.into() } else { format!("{path}.{name}") }
+}
+
+/// A slot whose holder panicked still holds a whole value, so the poison says nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

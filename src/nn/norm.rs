@@ -1,0 +1,87 @@
+//! Normalisation: over groups of channels, and over the last dimension.
+
+use super::{Module, Node, Param, Scope};
+use crate::error::Result;
+use tch::Tensor;
+
+/// The twin of `torch.nn.GroupNorm` with weight and bias (Wu and He 2018, arXiv:1803.08494).
+#[derive(Debug)]
+pub struct GroupNorm {
+    node: Node,
+    weight: Param,
+    bias: Param,
+    groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Reads `weight` and `bias`, `[channels]` each.
+    ///
+    /// # Errors
+    /// If the weights cannot be had.
+    pub fn new(scope: Scope<'_>, groups: i64, channels: i64, eps: f64) -> Result<Self> {
+        let weight = scope.param("weight", &[channels])?;
+        let bias = scope.param("bias", &[channels])?;
+        Ok(Self { node: scope.finish::<Self>(), weight, bias, groups, eps })
+    }
+
+    /// # Shapes
+    /// `[batch, channels, ..]`, and the same comes out.
+    ///
+    /// # Errors
+    /// If the channels do not divide into the groups.
+    pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
+            let (weight, bias) = (self.weight.get(), self.bias.get());
+            Ok([hidden_states.f_group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)?])
+        })?;
+        Ok(hidden_states)
+    }
+}
+
+impl Module for GroupNorm {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// The twin of `torch.nn.LayerNorm` over the last dimension (Ba et al. 2016, arXiv:1607.06450).
+#[derive(Debug)]
+pub struct LayerNorm {
+    node: Node,
+    weight: Param,
+    bias: Param,
+    dim: i64,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`, `[dim]` each.
+    ///
+    /// # Errors
+    /// If the weights cannot be had.
+    pub fn new(scope: Scope<'_>, dim: i64, eps: f64) -> Result<Self> {
+        let weight = scope.param("weight", &[dim])?;
+        let bias = scope.param("bias", &[dim])?;
+        Ok(Self { node: scope.finish::<Self>(), weight, bias, dim, eps })
+    }
+
+    /// # Shapes
+    /// `[.., dim]`, and the same comes out.
+    ///
+    /// # Errors
+    /// If the last dimension is not `dim`.
+    pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
+            let (weight, bias) = (self.weight.get(), self.bias.get());
+            Ok([hidden_states.f_layer_norm([self.dim], Some(&weight), Some(&bias), self.eps, true)?])
+        })?;
+        Ok(hidden_states)
+    }
+}
+
+impl Module for LayerNorm {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}

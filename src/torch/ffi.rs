@@ -1,0 +1,153 @@
+//! The border to the C++ shim: declarations, and one safe function per call. The only unsafe code of the crate.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use tch::{Device, Kind, Tensor};
+
+type Message = *mut *mut c_char;
+
+unsafe extern "C" {
+    fn tds_generator_new(device: c_int, seed: u64, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_generator_free(generator: *mut c_void);
+    fn tds_generator_seed(generator: *mut c_void, seed: u64, error: Message) -> c_int;
+    fn tds_generator_clone(generator: *mut c_void, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_randn(
+        size: *const i64,
+        dims: usize,
+        generator: *mut c_void,
+        kind: c_int,
+        out: *mut *mut c_void,
+        error: Message,
+    ) -> c_int;
+    fn tds_contiguous(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_libtorch_version(out: Message, error: Message) -> c_int;
+    fn tds_cpu_capability(out: Message, error: Message) -> c_int;
+    fn tds_cuda_open();
+    fn tds_cuda_refusal(out: Message, error: Message) -> c_int;
+    fn free(pointer: *mut c_void);
+}
+
+/// Runs before `main`, and so before the first call of tch: see `shim/cuda.cpp`.
+extern "C" fn open_cuda() {
+    // SAFETY: takes nothing, and is called once, before any thread is started.
+    unsafe { tds_cuda_open() }
+}
+
+#[used]
+#[cfg_attr(target_os = "linux", unsafe(link_section = ".init_array"))]
+static OPEN_CUDA: extern "C" fn() = open_cuda;
+
+/// A string made by `strdup` in the shim.
+fn take_string(text: *mut c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the shim hands over a string that ends in NUL and that nobody else holds.
+    unsafe {
+        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        free(text.cast());
+        owned
+    }
+}
+
+/// Turns the shim's status and message into a `Result`.
+fn checked(call: impl FnOnce(Message) -> c_int) -> Result<()> {
+    let mut message = std::ptr::null_mut();
+    let status = call(&mut message);
+    let message = take_string(message);
+    match status {
+        0 => Ok(()),
+        2 => Err(Error::OutOfMemory(message)),
+        3 => Err(Error::Unsupported(message)),
+        4 => Err(Error::Argument(message)),
+        _ => Err(Error::Torch(message)),
+    }
+}
+
+fn string(call: impl FnOnce(Message, Message) -> c_int) -> Result<String> {
+    let mut text = std::ptr::null_mut();
+    checked(|error| call(&mut text, error))?;
+    Ok(take_string(text))
+}
+
+/// The tensor that `call` writes to its out-pointer.
+fn tensor(call: impl FnOnce(*mut *mut c_void, Message) -> c_int) -> Result<Tensor> {
+    let mut out = std::ptr::null_mut();
+    checked(|error| call(&mut out, error))?;
+    // SAFETY: on success the shim has put a new at::Tensor there, which is what tch wraps and frees.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+/// An `at::Generator`.
+#[derive(Debug)]
+pub(super) struct RawGenerator(*mut c_void);
+
+// SAFETY: an at::Generator is a counted pointer to a state behind its own mutex, which every call here takes.
+unsafe impl Send for RawGenerator {}
+// SAFETY: as above.
+unsafe impl Sync for RawGenerator {}
+
+impl RawGenerator {
+    pub(super) fn new(device: Device, seed: u64) -> Result<Self> {
+        let device = match device {
+            Device::Cpu => -1,
+            Device::Cuda(index) => c_int::try_from(index).unwrap_or(c_int::MAX),
+            other => {
+                return Err(Error::Unsupported(format!("a generator lives on the CPU or on CUDA, not on {other:?}")));
+            }
+        };
+        let mut out = std::ptr::null_mut();
+        // SAFETY: `out` outlives the call.
+        checked(|error| unsafe { tds_generator_new(device, seed, &mut out, error) })?;
+        Ok(Self(out))
+    }
+
+    pub(super) fn seed(&self, seed: u64) -> Result<()> {
+        // SAFETY: the pointer is a live at::Generator.
+        checked(|error| unsafe { tds_generator_seed(self.0, seed, error) })
+    }
+
+    pub(super) fn duplicate(&self) -> Result<Self> {
+        let mut out = std::ptr::null_mut();
+        // SAFETY: the pointer is a live at::Generator and `out` outlives the call.
+        checked(|error| unsafe { tds_generator_clone(self.0, &mut out, error) })?;
+        Ok(Self(out))
+    }
+
+    pub(super) fn randn(&self, size: &[i64], kind: Kind) -> Result<Tensor> {
+        // SAFETY: the pointer is a live at::Generator and `size` is read during the call only.
+        tensor(|out, error| unsafe { tds_randn(size.as_ptr(), size.len(), self.0, kind.c_int(), out, error) })
+    }
+}
+
+impl Drop for RawGenerator {
+    fn drop(&mut self) {
+        // SAFETY: made by `new at::Generator`, freed once.
+        unsafe { tds_generator_free(self.0) }
+    }
+}
+
+/// `tensor` laid out in memory format number `format`.
+pub(super) fn contiguous(source: &Tensor, format: c_int) -> Result<Tensor> {
+    // SAFETY: tch's pointer is an at::Tensor, alive while `source` is borrowed.
+    tensor(|out, error| unsafe { tds_contiguous(source.as_ptr().cast(), format, out, error) })
+}
+
+/// The version of libtorch's headers that this crate was built with.
+pub(super) fn libtorch_version() -> Result<String> {
+    // SAFETY: only writes its out-pointers.
+    string(|out, error| unsafe { tds_libtorch_version(out, error) })
+}
+
+/// The widest instruction set that libtorch's kernels use on this processor.
+pub(super) fn cpu_capability() -> Result<String> {
+    // SAFETY: only writes its out-pointers.
+    string(|out, error| unsafe { tds_cpu_capability(out, error) })
+}
+
+/// Why libtorch's CUDA library is not open, or an empty string.
+pub(super) fn cuda_refusal() -> Result<String> {
+    // SAFETY: only writes its out-pointers.
+    string(|out, error| unsafe { tds_cuda_refusal(out, error) })
+}

@@ -1,0 +1,12 @@
+// Tensor operations whose arguments tch leaves out.
+#include "shim.h"
+
+#include <ATen/core/Tensor.h>
+
+// `format` is a c10::MemoryFormat: 0 contiguous, 2 channels_last.
+SHIM int tds_contiguous(void* tensor, int format, void** out, char** error) {
+  return guarded(error, [&] {
+    auto contiguous = static_cast<at::Tensor*>(tensor)->contiguous(static_cast<c10::MemoryFormat>(format));
+    *out = new at::Tensor(contiguous);
+  });
+}

@@ -1,0 +1,6 @@
+//! The integration tests, in one binary.
+//!
+//! `parity` compares with what diffusers computes; `make fixtures` has diffusers write that.
+
+mod parity;
+mod support;

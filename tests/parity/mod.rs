@@ -1,0 +1,1 @@
+//! Side by side with diffusers: the same inputs, the same seed, the largest difference.

@@ -2,5 +2,6 @@
 //!
 //! `parity` compares with what diffusers computes; `make fixtures` has diffusers write that.
 
+mod loading;
 mod parity;
 mod support;

@@ -1,1 +1,7 @@
-//! loaders.
+//! Weights from files.
+
+mod checkpoint;
+mod options;
+
+pub use checkpoint::{Checkpoint, KeyMap};
+pub use options::LoadOptions;

@@ -116,8 +116,16 @@ impl RawGenerator {
     }
 
     pub(super) fn randn(&self, size: &[i64], kind: Kind) -> Result<Tensor> {
+        // The numbers of c10::ScalarType.
+        let scalar_type = match kind {
+            Kind::Half => 5,
+            Kind::Float => 6,
+            Kind::Double => 7,
+            Kind::BFloat16 => 15,
+            other => return Err(Error::Unsupported(format!("dtype {other:?} has no normal distribution"))),
+        };
         // SAFETY: the pointer is a live at::Generator and `size` is read during the call only.
-        tensor(|out, error| unsafe { tds_randn(size.as_ptr(), size.len(), self.0, kind.c_int(), out, error) })
+        tensor(|out, error| unsafe { tds_randn(size.as_ptr(), size.len(), self.0, scalar_type, out, error) })
     }
 }
 
@@ -131,7 +139,7 @@ impl Drop for RawGenerator {
 /// `tensor` laid out in memory format number `format`.
 pub(super) fn contiguous(source: &Tensor, format: c_int) -> Result<Tensor> {
     // SAFETY: tch's pointer is an at::Tensor, alive while `source` is borrowed.
-    tensor(|out, error| unsafe { tds_contiguous(source.as_ptr().cast(), format, out, error) })
+    tensor(|out, error| unsafe { tds_contiguous(source.as_ptr().cast_mut().cast(), format, out, error) })
 }
 
 /// The version of libtorch's headers that this crate was built with.

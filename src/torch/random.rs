@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_duplicate_goes_on_from_the_same_state() {
         let mut first = Generator::cpu(5).unwrap();
-        first.randn([7], Kind::Float).unwrap();
+        let _ = first.randn([7], Kind::Float).unwrap();
         let mut second = first.duplicate().unwrap();
         let (a, b) = (first.randn([20], Kind::Float).unwrap(), second.randn([20], Kind::Float).unwrap());
         assert_eq!(numbers(&a), numbers(&b));

@@ -1,0 +1,252 @@
+//! Loading, saving and moving, for every model.
+//!
+//! Mirrors `diffusers/models/modeling_utils.py` at 0.42.1.
+
+use crate::configuration_utils::{ConfigMap, DIFFUSERS_VERSION, from_map, read_json, write_json};
+use crate::error::{Error, Result};
+use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
+use crate::nn::{Module, Scope, Weights};
+use crate::torch::MemoryFormat;
+use serde::{Serialize, de::DeserializeOwned};
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// What every model offers beside its forward.
+pub trait ModelMixin: Module + Sized {
+    /// `config.json`, as a struct.
+    type Config: DeserializeOwned + Serialize;
+
+    /// diffusers' or transformers' name of the class.
+    const CLASS_NAME: &'static str;
+
+    /// What the weights' files are called: `diffusion_pytorch_model`, or `model` for what comes from transformers.
+    const WEIGHTS_STEM: &'static str = "diffusion_pytorch_model";
+
+    /// How a checkpoint's keys become the model's. As they are, unless the model says otherwise.
+    const KEYS: KeyMap = |key| Some(key.to_string());
+
+    /// Builds the model, its weights coming from `scope`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming what the configuration asks for and is not there; whatever the weights fail with.
+    fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self>;
+
+    /// The configuration the model was built from.
+    fn config(&self) -> &Self::Config;
+
+    /// Builds the model from a configuration and any source of weights.
+    ///
+    /// # Errors
+    /// As [`ModelMixin::from_scope`].
+    fn from_weights(config: Self::Config, weights: &dyn Weights) -> Result<Self> {
+        Self::from_scope(config, Scope::root(weights))
+    }
+
+    /// Reads the model that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`.
+    fn from_pretrained(folder: impl AsRef<Path>) -> ModelLoader<Self> {
+        ModelLoader { folder: folder.as_ref().to_path_buf(), options: LoadOptions::default(), model: PhantomData }
+    }
+
+    /// Writes `config.json` and the weights to `folder`, so that diffusers reads them back.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written.
+    fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let config = serde_json::to_value(self.config()).map_err(|error| Error::Config(error.to_string()))?;
+        let mut map: ConfigMap = from_value(config)?;
+        map.insert("_class_name".into(), Self::CLASS_NAME.into());
+        map.insert("_diffusers_version".into(), DIFFUSERS_VERSION.into());
+        write_json(&folder.join("config.json"), &map)?;
+        save_tensors(&folder.join(format!("{}.safetensors", Self::WEIGHTS_STEM)), &self.node().state_dict())
+    }
+
+    /// Moves, casts or re-lays the weights, in place.
+    ///
+    /// ```no_run
+    /// # use tch_diffusers::{MemoryFormat, models::{ModelMixin, unets::UNet2DConditionModel}};
+    /// # fn main() -> tch_diffusers::Result<()> {
+    /// let unet = UNet2DConditionModel::from_pretrained("stable-diffusion-v1-5/unet").load()?;
+    /// unet.to(tch::Device::Cuda(0))?;
+    /// unet.to(tch::Kind::Half)?;
+    /// unet.to(MemoryFormat::ChannelsLast)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where there is no room.
+    fn to(&self, target: impl Into<To>) -> Result<()> {
+        match target.into() {
+            To::Device(device) => self.node().to_device(device),
+            To::Kind(kind) => self.node().to_kind(kind),
+            To::MemoryFormat(format) => self.node().to_memory_format(format),
+        }
+    }
+}
+
+/// What [`ModelMixin::to`] takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum To {
+    /// Where the weights go.
+    Device(Device),
+    /// What floating-point weights are cast to.
+    Kind(Kind),
+    /// How weights of four dimensions are laid out.
+    MemoryFormat(MemoryFormat),
+}
+
+impl From<Device> for To {
+    fn from(device: Device) -> Self {
+        Self::Device(device)
+    }
+}
+
+impl From<Kind> for To {
+    fn from(kind: Kind) -> Self {
+        Self::Kind(kind)
+    }
+}
+
+impl From<MemoryFormat> for To {
+    fn from(format: MemoryFormat) -> Self {
+        Self::MemoryFormat(format)
+    }
+}
+
+/// What `from_pretrained` of a model may be told; [`ModelLoader::load`] does it.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is read before `load`"]
+pub struct ModelLoader<M> {
+    folder: PathBuf,
+    options: LoadOptions,
+    model: PhantomData<fn() -> M>,
+}
+
+impl<M: ModelMixin> ModelLoader<M> {
+    /// The dtype that floating-point weights are cast to while loading; float32 by default.
+    pub fn torch_dtype(mut self, kind: Kind) -> Self {
+        self.options.torch_dtype = Some(kind);
+        self
+    }
+
+    /// The spelling of the files, such as `fp16`.
+    pub fn variant(mut self, variant: impl Into<String>) -> Self {
+        self.options.variant = Some(variant.into());
+        self
+    }
+
+    /// The folder inside the given one, such as `unet`.
+    pub fn subfolder(mut self, subfolder: impl Into<String>) -> Self {
+        self.options.subfolder = Some(subfolder.into());
+        self
+    }
+
+    /// Where the weights go; the CPU by default.
+    pub fn device(mut self, device: Device) -> Self {
+        self.options.device = device;
+        self
+    }
+
+    /// All options at once.
+    pub fn options(mut self, options: LoadOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Reads `config.json` and the weights, and builds the model.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Config`] naming the file, [`Error::MissingWeights`] or [`Error::WeightShape`] naming the
+    /// keys, [`Error::Unsupported`] naming what the configuration asks for and is not there.
+    pub fn load(self) -> Result<M> {
+        let folder = self.options.folder(&self.folder);
+        let path = folder.join("config.json");
+        let map: ConfigMap = read_json(&path)?;
+        let in_file = |error: Error| match error {
+            Error::Config(text) => Error::Config(format!("{}: {text}", path.display())),
+            Error::Unsupported(text) => Error::Unsupported(format!("{}: {text}", path.display())),
+            other => other,
+        };
+        let config = from_map(&map).map_err(in_file)?;
+        let files = self.options.weight_files(&folder, M::WEIGHTS_STEM)?;
+        // Differs from diffusers: without a dtype every model is float32. There, models of transformers keep the file's
+        // dtype and those of diffusers do not, so that a pipeline saved in float16 fails at its first step.
+        let kind = self.options.torch_dtype.unwrap_or(Kind::Float);
+        let checkpoint = Checkpoint::open(&files, M::KEYS, Some(kind), self.options.device)?;
+        let model = M::from_weights(config, &checkpoint).map_err(in_file)?;
+        checkpoint.finish()?;
+        Ok(model)
+    }
+}
+
+fn from_value(value: serde_json::Value) -> Result<ConfigMap> {
+    serde_json::from_value(value).map_err(|error| Error::Config(error.to_string()))
+}
+
+/// Writes tensors to a safetensors file, by way of a temporary file beside it.
+fn save_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let views = tensors.iter().map(|(key, tensor)| Ok((key, TensorBytes::new(tensor)?))).collect::<Result<Vec<_>>>()?;
+    let metadata = [("format".to_string(), "pt".to_string())].into();
+    let temporary = path.with_extension("safetensors.tmp");
+    safetensors::serialize_to_file(views, Some(metadata), &temporary).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(error) => Error::io(path)(error),
+        other => Error::Torch(format!("{}: {other}", path.display())),
+    })?;
+    std::fs::rename(&temporary, path).map_err(Error::io(path))
+}
+
+/// A tensor as the safetensors crate wants to see it. The bytes are copied one tensor at a time, while writing.
+struct TensorBytes {
+    tensor: Tensor,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    bytes: usize,
+}
+
+impl TensorBytes {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        use safetensors::Dtype;
+        let dtype = match tensor.f_kind()? {
+            Kind::Bool => Dtype::BOOL,
+            Kind::Uint8 => Dtype::U8,
+            Kind::Int8 => Dtype::I8,
+            Kind::Int16 => Dtype::I16,
+            Kind::Int => Dtype::I32,
+            Kind::Int64 => Dtype::I64,
+            Kind::Half => Dtype::F16,
+            Kind::BFloat16 => Dtype::BF16,
+            Kind::Float => Dtype::F32,
+            Kind::Double => Dtype::F64,
+            Kind::Float8e4m3fn => Dtype::F8_E4M3,
+            Kind::Float8e5m2 => Dtype::F8_E5M2,
+            other => return Err(Error::Unsupported(format!("safetensors cannot hold dtype {other:?}"))),
+        };
+        let bytes = tensor.numel() * tensor.f_kind()?.elt_size_in_bytes();
+        let shape = tensor.size().iter().map(|&side| side as usize).collect();
+        Ok(Self { tensor: tensor.f_to_device(Device::Cpu)?.f_contiguous()?, dtype, shape, bytes })
+    }
+}
+
+impl safetensors::View for TensorBytes {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.bytes];
+        // The trait has no way to fail. The tensor is contiguous and on the host, and the buffer has its size.
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes
+    }
+}

@@ -12,12 +12,15 @@ pub type ConfigMap = serde_json::Map<String, serde_json::Value>;
 /// The release of diffusers whose formats and numbers are mirrored; written to `_diffusers_version`.
 pub const DIFFUSERS_VERSION: &str = "0.42.1";
 
-/// Reads the JSON file at `path` into `T`.
+/// The numbers that Python's `json` writes bare, though JSON lacks them. A [`ConfigMap`] holds them as text.
+const NOT_IN_JSON: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// Reads the JSON file at `path` into `T`. Python's bare `-Infinity`, `Infinity` and `NaN` are read as text.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read, [`Error::Config`] (with file, line and key) if it does not fit `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = quote_infinities(&std::fs::read_to_string(path).map_err(Error::io(path))?);
     serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
 }
 
@@ -28,7 +31,27 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 pub fn write_json(path: &Path, value: &ConfigMap) -> Result<()> {
     let sorted: std::collections::BTreeMap<_, _> = value.iter().collect();
     let text = serde_json::to_string_pretty(&sorted).map_err(|error| Error::Config(error.to_string()))?;
+    let text = NOT_IN_JSON.iter().fold(text, |text, name| text.replace(&format!(": \"{name}\""), &format!(": {name}")));
     std::fs::write(path, text + "\n").map_err(Error::io(path))
+}
+
+/// Puts quotation marks around the numbers that are not JSON's, outside of strings.
+fn quote_infinities(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len());
+    let (mut rest, mut in_string) = (text, false);
+    while let Some(first) = rest.chars().next() {
+        let name = NOT_IN_JSON.iter().find(|name| !in_string && rest.starts_with(**name));
+        let length = match name {
+            Some(name) => name.len(),
+            None if in_string && first == '\\' => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            None => first.len_utf8(),
+        };
+        in_string ^= first == '"';
+        let (token, after) = rest.split_at(length);
+        quoted += &name.map_or_else(|| token.to_string(), |name| format!("\"{name}\""));
+        rest = after;
+    }
+    quoted
 }
 
 /// Fills `T` from `map`; keys that `T` does not know are passed over.
@@ -43,10 +66,11 @@ pub fn from_map<T: DeserializeOwned>(map: &ConfigMap) -> Result<T> {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(untagged)]
 pub enum OneOrMany<T> {
-    /// The same for all.
-    One(T),
+    // A list is tried first: where `T` is itself of this kind, a plain list holds a value for each block.
     /// One for each block, in order.
     Many(Vec<T>),
+    /// The same for all.
+    One(T),
 }
 
 impl<T: Clone> OneOrMany<T> {
@@ -82,6 +106,18 @@ mod tests {
         let error = read_json::<Layers>(&path).unwrap_err();
         assert!(error.to_string().contains("config.json: invalid type"), "{error}");
         assert!(matches!(read_json::<Layers>(&folder.path().join("none.json")), Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn pythons_infinities_survive_the_round_trip() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let text = "{\n  \"a\": -Infinity,\n  \"b\": \"say \\\"NaN, Infinity\"\n}\n";
+        std::fs::write(&path, text).unwrap();
+        let map: ConfigMap = read_json(&path).unwrap();
+        assert_eq!((map["a"].as_str(), map["b"].as_str()), (Some("-Infinity"), Some("say \"NaN, Infinity")));
+        write_json(&path, &map).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The non-linearities that configurations name.
 
 use crate::error::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use tch::Tensor;
 
 /// A non-linearity, under the names that `act_fn` and `hidden_act` use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", rename_all = "snake_case")]
 pub enum Activation {
     /// `x sigmoid(x)`: `silu`, `swish`.
     #[default]

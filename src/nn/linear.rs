@@ -30,7 +30,7 @@ impl Linear {
     /// If the last dimension is not `inputs`.
     pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
-            Ok([hidden_states.f_linear(&self.weight.get(), self.bias.as_ref().map(Param::get))?])
+            Ok([linear(hidden_states, &self.weight.get(), self.bias.as_ref().map(Param::get))?])
         })?;
         Ok(hidden_states)
     }
@@ -39,5 +39,49 @@ impl Linear {
 impl Module for Linear {
     fn node(&self) -> &Node {
         &self.node
+    }
+}
+
+/// `torch.nn.functional.linear` as it is for a weight that requires a gradient, which those of a Python module do.
+///
+/// For an input that is not contiguous, torch makes one matrix of all its rows if the weight requires a gradient, and
+/// else may multiply the items of the batch one by one (`should_fold` in ATen's `LinearAlgebra.cpp`). The two round
+/// differently. Weights here require no gradient, so the rows are put together by hand.
+fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Result<Tensor> {
+    if input.dim() < 3 || input.is_contiguous() {
+        return Ok(input.f_linear(weight, bias)?);
+    }
+    let (outputs, inputs) = weight.size2()?;
+    let mut size = input.size();
+    size.pop();
+    size.push(outputs);
+    let product = input.f_reshape([-1, inputs])?.f_mm(&weight.f_tr()?)?;
+    let mut output = product.f_view(size.as_slice())?;
+    Ok(match bias {
+        Some(bias) => output.f_add_(&bias)?,
+        None => output,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torch::{Generator, TensorExt};
+    use tch::{Kind, no_grad};
+
+    #[test]
+    fn inputs_that_are_not_contiguous_give_the_bits_of_weights_with_gradient() {
+        let mut generator = Generator::cpu(0).unwrap();
+        for (batch, tokens, inputs) in [(1, 5, 8), (2, 2, 8), (3, 10, 16), (2, 64, 512)] {
+            let weight = generator.randn([inputs, inputs], Kind::Float).unwrap();
+            let bias = generator.randn([inputs], Kind::Float).unwrap();
+            let input = generator.randn([batch, inputs, tokens], Kind::Float).unwrap().transpose(1, 2);
+            let trained = weight.copy().set_requires_grad(true);
+            for bias in [None, Some(bias)] {
+                let expected = no_grad(|| input.linear(&trained, bias.as_ref()));
+                let found = linear(&input, &weight, bias).unwrap();
+                assert_eq!(found.max_abs_diff(&expected).unwrap(), 0.0, "{batch} x {tokens} x {inputs}");
+            }
+        }
     }
 }

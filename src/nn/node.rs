@@ -100,6 +100,29 @@ impl Node {
             .map_err(|error| error.at(self.path()))
     }
 
+    /// As [`Node::call`], for modules that take or return a number of tensors that their configuration decides, such as
+    /// a UNet's blocks with their skip connections.
+    ///
+    /// # Errors
+    /// Whatever `forward` or a hook fails with; [`Error::Arity`] for a hook that passes another number of tensors in.
+    pub fn call_many(
+        &self,
+        inputs: &[&Tensor],
+        forward: impl Fn(&[&Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        if !self.0.hooked.load(Ordering::Acquire) {
+            return forward(inputs).map_err(|error| error.at(self.path()));
+        }
+        let hooks = lock(&self.0.hooks).clone();
+        let expected = inputs.len();
+        let forward = |inputs: &[Tensor]| match inputs.len() {
+            found if found != expected => Err(Error::Arity { expected, found }),
+            _ => forward(&inputs.iter().collect::<Vec<_>>()),
+        };
+        let inputs: Vec<_> = inputs.iter().map(|input| input.shallow_clone()).collect();
+        Next { node: self, hooks: &hooks, forward: &forward }.run(&inputs).map_err(|error| error.at(self.path()))
+    }
+
     /// The dotted path from the model, `""` for the model itself.
     #[must_use]
     pub fn path(&self) -> &str {

@@ -1,5 +1,33 @@
 //! Noise schedules and the solvers that walk them, one file each, named as in diffusers.
 
+mod arrays;
+mod betas;
+mod cursor;
+mod half_log_snr;
+mod registry;
+mod scheduling_ddim;
+mod scheduling_dpmsolver_multistep;
+mod scheduling_euler_ancestral_discrete;
+mod scheduling_euler_discrete;
+mod scheduling_pndm;
+mod scheduling_unipc_multistep;
 mod scheduling_utils;
+mod settings;
+mod sigmas;
+mod spacing;
+mod step_math;
 
-pub use scheduling_utils::{Scheduler, SchedulerOutput, StepOptions, Timesteps};
+pub use betas::BetaSchedule;
+pub use registry::{SchedulerKind, scheduler_from_config, scheduler_from_pretrained};
+pub use scheduling_ddim::DDIMScheduler;
+pub use scheduling_dpmsolver_multistep::DPMSolverMultistepScheduler;
+pub use scheduling_euler_ancestral_discrete::EulerAncestralDiscreteScheduler;
+pub use scheduling_euler_discrete::EulerDiscreteScheduler;
+pub use scheduling_pndm::PNDMScheduler;
+pub use scheduling_unipc_multistep::UniPCMultistepScheduler;
+pub use scheduling_utils::{
+    Churn, PredictionType, SCHEDULER_CONFIG_NAME, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps,
+};
+pub use settings::load_scheduler_config;
+pub use sigmas::FinalSigmasType;
+pub use spacing::TimestepSpacing;

@@ -2,11 +2,32 @@
 //!
 //! Mirrors `diffusers/schedulers/scheduling_utils.py` at 0.42.1.
 
-use crate::configuration_utils::ConfigMap;
-use crate::error::Result;
+use super::settings::load_scheduler_config;
+use crate::configuration_utils::{ConfigMap, write_json};
+use crate::error::{Error, Result};
 use crate::torch::Generator;
+use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
+use std::path::Path;
 use tch::Tensor;
+
+/// The name of the file that schedulers are saved to.
+pub const SCHEDULER_CONFIG_NAME: &str = "scheduler_config.json";
+
+/// What the model predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// The noise-free sample.
+    #[serde(alias = "original_sample")]
+    Sample,
+    /// The velocity (arXiv:2202.00512, appendix D).
+    VPrediction,
+    /// The direction from the noise-free sample to the noise, of a flow-matching model.
+    FlowPrediction,
+}
 
 /// Which timesteps to walk.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +45,33 @@ pub enum Timesteps<'a> {
 pub struct StepOptions<'a> {
     /// DDIM's eta: 0 is deterministic, 1 is DDPM. Other schedulers pass it over.
     pub eta: f64,
+    /// Whether DDIM derives the noise anew from the clipped sample. Other schedulers pass it over.
+    pub use_clipped_model_output: bool,
+    /// How much noise Euler's steps stir in. Other schedulers pass it over.
+    pub churn: Churn,
     /// Where fresh noise comes from: none is libtorch's global generator, one fills the batch, or one per image.
     pub generators: &'a mut [Generator],
     /// Noise to use in place of fresh one, shaped like the sample.
     pub variance_noise: Option<&'a Tensor>,
+}
+
+/// Fresh noise in Euler's steps (arXiv:2206.00364, algorithm 2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Churn {
+    /// How much noise a whole run stirs in; 0, the default, is none.
+    pub s_churn: f64,
+    /// The lowest sigma at which noise is stirred in, 0 by default.
+    pub s_tmin: f64,
+    /// The highest sigma at which noise is stirred in, infinite by default.
+    pub s_tmax: f64,
+    /// The scale of the noise, 1 by default.
+    pub s_noise: f64,
+}
+
+impl Default for Churn {
+    fn default() -> Self {
+        Self { s_churn: 0.0, s_tmin: 0.0, s_tmax: f64::INFINITY, s_noise: 1.0 }
+    }
 }
 
 /// What a step gives.
@@ -42,7 +86,7 @@ pub struct SchedulerOutput {
 /// A noise schedule and a solver for it.
 ///
 /// Everything a step reads (sigmas, timesteps, coefficients) lies on the host, so that a step never waits for a device.
-pub trait Scheduler: Debug + Send + Sync {
+pub trait Scheduler: Debug + Send {
     /// diffusers' name of the class, such as `DDIMScheduler`.
     fn class_name(&self) -> &'static str;
 
@@ -59,6 +103,22 @@ pub trait Scheduler: Debug + Send + Sync {
     /// # Errors
     /// [`crate::Error::Argument`] if there are none, too many, or if the scheduler takes no custom ones.
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()>;
+
+    /// Lays out the timesteps of a run whose noise levels are shifted by `mu`, from flow-matching pipelines.
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] if the scheduler takes no `mu`, or as of [`Scheduler::set_timesteps`].
+    fn set_timesteps_with_mu(&mut self, timesteps: Timesteps<'_>, mu: f64) -> Result<()> {
+        let _ = timesteps;
+        Err(Error::Argument(format!("`set_timesteps` of {} takes no `mu` (it was given {mu})", self.class_name())))
+    }
+
+    /// Starts the run at its `index`-th timestep, for pipelines that start from a noised picture.
+    ///
+    /// Schedulers that find their way by the timestep alone pass it over.
+    fn set_begin_index(&mut self, index: usize) {
+        let _ = index;
+    }
 
     /// The timesteps of the run, in the order of their use; empty before [`Scheduler::set_timesteps`].
     fn timesteps(&self) -> &[f64];
@@ -77,7 +137,8 @@ pub trait Scheduler: Debug + Send + Sync {
     /// `model_output` is what the model predicted for `sample` at `timestep`; all three shapes are the same.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] before [`Scheduler::set_timesteps`], or if the timestep is none of the run's.
+    /// [`crate::Error::Argument`] before [`Scheduler::set_timesteps`], after the run's last step, or if the timestep is
+    /// none of the run's (of the training's, for the schedulers that find their way by the timestep alone).
     fn step(
         &mut self,
         model_output: &Tensor,
@@ -92,9 +153,52 @@ pub trait Scheduler: Debug + Send + Sync {
     /// [`crate::Error::Argument`] if the timesteps do not fit.
     fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor>;
 
+    /// The velocity that a model of [`PredictionType::VPrediction`] is trained to predict.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] from the schedulers that have none in diffusers.
+    fn get_velocity(&self, sample: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
+        let _ = (sample, noise, timesteps);
+        Err(Error::Unsupported(format!("{} has no `get_velocity`", self.class_name())))
+    }
+
+    /// Writes `scheduler_config.json` into `folder`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if it cannot be written.
+    fn save_pretrained(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let mut config = self.config().clone();
+        config.retain(|key, _| key != "_use_default_values");
+        write_json(&folder.join(SCHEDULER_CONFIG_NAME), &config)
+    }
+
     /// A second scheduler of the same configuration, at the start of a run.
     ///
     /// # Errors
     /// If the configuration does not fit any more.
     fn fresh(&self) -> Result<Box<dyn Scheduler>>;
+}
+
+/// How a scheduler comes into being.
+pub trait SchedulerMixin: Scheduler + Sized {
+    /// diffusers' name of the class.
+    const CLASS_NAME: &'static str;
+
+    /// The scheduler of this configuration, which may be another scheduler's.
+    ///
+    /// Missing keys take the class's defaults. Keys that the class does not know are kept, so that going to another
+    /// scheduler and back loses nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] or [`crate::Error::Unsupported`], naming the option that does not fit.
+    fn from_config(config: &ConfigMap) -> Result<Self>;
+
+    /// The scheduler of the `scheduler_config.json` in `folder`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the file is not there, or as of [`SchedulerMixin::from_config`].
+    fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::from_config(&load_scheduler_config(folder)?)
+    }
 }

@@ -1,0 +1,150 @@
+//! Noise schedules: how much signal each training timestep keeps.
+//!
+//! Shared by all of diffusers' schedulers (0.42.1). In the papers' symbols: beta_t is the variance that step t adds,
+//! alpha_t = 1 - beta_t, and alpha_bar_t, here `alphas_cumprod`, is their product (DDPM, arXiv:2006.11239).
+
+use super::arrays;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// The shape of beta over the training timesteps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Evenly spaced from `beta_start` to `beta_end` (DDPM).
+    Linear,
+    /// Evenly spaced in the square root (latent diffusion).
+    ScaledLinear,
+    /// alpha_bar is a squared cosine, betas are capped at 0.999 (arXiv:2102.09672, equation 17).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredcosCapV2,
+}
+
+/// The keys of a configuration that every scheduler reads its betas from.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct BetaConfig {
+    pub(super) num_train_timesteps: i64,
+    pub(super) beta_start: f64,
+    pub(super) beta_end: f64,
+    pub(super) beta_schedule: BetaSchedule,
+    pub(super) trained_betas: Option<Vec<f64>>,
+}
+
+impl Default for BetaConfig {
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: BetaSchedule::Linear,
+            trained_betas: None,
+        }
+    }
+}
+
+impl BetaConfig {
+    /// alpha_bar for each training timestep, rescaled to zero terminal SNR if asked.
+    pub(super) fn alphas_cumprod(&self, rescale_zero_snr: bool) -> Result<Vec<f32>> {
+        if !(1..=1_000_000).contains(&self.num_train_timesteps) {
+            return Err(Error::Config(format!("`num_train_timesteps` is {}, not 1 or more", self.num_train_timesteps)));
+        }
+        let betas = self.betas()?;
+        // Differs from diffusers: it fails later, in a step, or walks timesteps that the model was not trained with.
+        if betas.size1()? != self.num_train_timesteps {
+            return Err(Error::Config(format!(
+                "`trained_betas` has {} values for {} training timesteps",
+                betas.size1()?,
+                self.num_train_timesteps
+            )));
+        }
+        let betas = if rescale_zero_snr { rescale_zero_terminal_snr(&betas)? } else { betas };
+        host(&betas.f_rsub_scalar(1.0)?.f_cumprod(0, None)?)
+    }
+
+    fn betas(&self) -> Result<Tensor> {
+        let cpu = (Kind::Float, Device::Cpu);
+        let steps = self.num_train_timesteps;
+        if let Some(trained) = &self.trained_betas {
+            return single(trained);
+        }
+        match self.beta_schedule {
+            BetaSchedule::Linear => Ok(Tensor::f_linspace(self.beta_start, self.beta_end, steps, cpu)?),
+            BetaSchedule::ScaledLinear => {
+                let roots = Tensor::f_linspace(self.beta_start.powf(0.5), self.beta_end.powf(0.5), steps, cpu)?;
+                Ok(roots.f_pow_tensor_scalar(2)?)
+            }
+            BetaSchedule::SquaredcosCapV2 => single(&betas_for_alpha_bar(steps)),
+        }
+    }
+}
+
+/// beta_t = min(1 - alpha_bar(t + 1) / alpha_bar(t), 0.999) with alpha_bar(t) = cos²((t + 0.008) / 1.008 · π / 2).
+fn betas_for_alpha_bar(steps: i64) -> Vec<f64> {
+    const MAX_BETA: f64 = 0.999;
+    let alpha_bar = |i: i64| {
+        let t = i as f64 / steps as f64;
+        ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powf(2.0)
+    };
+    (0..steps).map(|i| (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(MAX_BETA)).collect()
+}
+
+/// Shifts and scales sqrt(alpha_bar) so that the last is 0 and the first stays (arXiv:2305.08891, algorithm 1).
+fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
+    let alphas_bar_sqrt = host(&betas.f_rsub_scalar(1.0)?.f_cumprod(0, None)?.f_sqrt()?)?;
+    let (first, last) = (alphas_bar_sqrt[0], alphas_bar_sqrt[alphas_bar_sqrt.len() - 1]);
+    let scale = first / (first - last);
+    let alphas_bar: Vec<f32> = alphas_bar_sqrt.iter().map(|root| ((root - last) * scale).powi(2)).collect();
+    let alphas = std::iter::once(alphas_bar[0]).chain(alphas_bar.windows(2).map(|pair| pair[1] / pair[0]));
+    let betas: Vec<f32> = alphas.map(|alpha| 1.0 - alpha).collect();
+    Ok(Tensor::f_from_slice(&betas)?)
+}
+
+/// sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t): the noise level of each timestep where the signal has scale 1.
+pub(super) fn training_sigmas(alphas_cumprod: &[f32]) -> Result<Vec<f32>> {
+    let variances: Vec<f32> = alphas_cumprod.iter().map(|alpha_bar| (1.0 - alpha_bar) / alpha_bar).collect();
+    host(&Tensor::f_from_slice(&variances)?.f_sqrt()?)
+}
+
+/// Puts the last alpha_bar a little above zero, so that the last sigma is not infinite.
+pub(super) fn keep_last_sigma_finite(alphas_cumprod: &mut [f32]) {
+    if let Some(last) = alphas_cumprod.last_mut() {
+        *last = 2f32.powi(-24);
+    }
+}
+
+/// log of each sigma, as `np.log` rounds it.
+pub(super) fn log_sigmas(sigmas: &[f32]) -> Vec<f32> {
+    sigmas.iter().map(|sigma| arrays::log_f32(*sigma)).collect()
+}
+
+fn single(values: &[f64]) -> Result<Tensor> {
+    let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+    Ok(Tensor::f_from_slice(&values)?)
+}
+
+fn host(values: &Tensor) -> Result<Vec<f32>> {
+    crate::torch::TensorExt::to_vec(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_terminal_snr_leaves_no_signal_and_keeps_the_first() {
+        let config = BetaConfig { beta_schedule: BetaSchedule::ScaledLinear, ..Default::default() };
+        let (plain, rescaled) = (config.alphas_cumprod(false).unwrap(), config.alphas_cumprod(true).unwrap());
+        assert_eq!(rescaled[999], 0.0);
+        assert!((plain[0] - rescaled[0]).abs() < 1e-6);
+        assert!(plain[999] > 0.0);
+    }
+
+    #[test]
+    fn trained_betas_of_the_wrong_number_are_refused() {
+        let config = BetaConfig { trained_betas: Some(vec![0.1; 3]), ..Default::default() };
+        let error = config.alphas_cumprod(false).unwrap_err().to_string();
+        assert_eq!(error, "`trained_betas` has 3 values for 1000 training timesteps");
+    }
+}

@@ -1,0 +1,125 @@
+//! Schedulers by name.
+
+use super::{
+    DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
+    Scheduler, SchedulerMixin, UniPCMultistepScheduler, load_scheduler_config,
+};
+use crate::configuration_utils::ConfigMap;
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// The schedulers there are.
+///
+/// # Examples
+/// ```
+/// use tch_diffusers::schedulers::{DDIMScheduler, Scheduler, SchedulerKind, SchedulerMixin};
+/// let ddim = DDIMScheduler::from_config(&Default::default())?;
+/// let unipc = "unipc".parse::<SchedulerKind>()?.from_config(ddim.config())?;
+/// assert_eq!(unipc.class_name(), "UniPCMultistepScheduler");
+/// # Ok::<(), tch_diffusers::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SchedulerKind {
+    /// [`DDIMScheduler`], in short `ddim`.
+    DDIM,
+    /// [`PNDMScheduler`], in short `pndm`.
+    PNDM,
+    /// [`EulerDiscreteScheduler`], in short `euler`.
+    Euler,
+    /// [`EulerAncestralDiscreteScheduler`], in short `euler_a`.
+    EulerAncestral,
+    /// [`DPMSolverMultistepScheduler`], in short `dpmsolver`.
+    DPMSolverMultistep,
+    /// [`UniPCMultistepScheduler`], in short `unipc`.
+    UniPCMultistep,
+}
+
+impl SchedulerKind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::DDIM, Self::PNDM, Self::Euler, Self::EulerAncestral, Self::DPMSolverMultistep, Self::UniPCMultistep];
+
+    /// diffusers' name of the class.
+    #[must_use]
+    pub fn class_name(self) -> &'static str {
+        match self {
+            Self::DDIM => DDIMScheduler::CLASS_NAME,
+            Self::PNDM => PNDMScheduler::CLASS_NAME,
+            Self::Euler => EulerDiscreteScheduler::CLASS_NAME,
+            Self::EulerAncestral => EulerAncestralDiscreteScheduler::CLASS_NAME,
+            Self::DPMSolverMultistep => DPMSolverMultistepScheduler::CLASS_NAME,
+            Self::UniPCMultistep => UniPCMultistepScheduler::CLASS_NAME,
+        }
+    }
+
+    /// The name on the command line.
+    #[must_use]
+    pub fn short_name(self) -> &'static str {
+        match self {
+            Self::DDIM => "ddim",
+            Self::PNDM => "pndm",
+            Self::Euler => "euler",
+            Self::EulerAncestral => "euler_a",
+            Self::DPMSolverMultistep => "dpmsolver",
+            Self::UniPCMultistep => "unipc",
+        }
+    }
+
+    /// A scheduler of this kind from any scheduler's configuration.
+    ///
+    /// # Errors
+    /// As of [`SchedulerMixin::from_config`].
+    #[allow(clippy::wrong_self_convention, reason = "the kind stands for diffusers' class, whose method this is")]
+    pub fn from_config(self, config: &ConfigMap) -> Result<Box<dyn Scheduler>> {
+        Ok(match self {
+            Self::DDIM => Box::new(DDIMScheduler::from_config(config)?),
+            Self::PNDM => Box::new(PNDMScheduler::from_config(config)?),
+            Self::Euler => Box::new(EulerDiscreteScheduler::from_config(config)?),
+            Self::EulerAncestral => Box::new(EulerAncestralDiscreteScheduler::from_config(config)?),
+            Self::DPMSolverMultistep => Box::new(DPMSolverMultistepScheduler::from_config(config)?),
+            Self::UniPCMultistep => Box::new(UniPCMultistepScheduler::from_config(config)?),
+        })
+    }
+}
+
+impl fmt::Display for SchedulerKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.class_name())
+    }
+}
+
+impl FromStr for SchedulerKind {
+    type Err = Error;
+
+    /// From diffusers' name of the class, or the name on the command line.
+    fn from_str(name: &str) -> Result<Self> {
+        let known = Self::ALL.into_iter().find(|kind| name == kind.class_name() || name == kind.short_name());
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(|kind| format!("{} ({})", kind.short_name(), kind.class_name())).join(", ");
+            Error::Unsupported(format!("unknown scheduler `{name}`: use one of {names}"))
+        })
+    }
+}
+
+/// The scheduler that the configuration names in `_class_name`.
+///
+/// # Errors
+/// [`Error::Config`] without that key, [`Error::Unsupported`] for a class that is not there, or as of
+/// [`SchedulerMixin::from_config`].
+pub fn scheduler_from_config(config: &ConfigMap) -> Result<Box<dyn Scheduler>> {
+    let name = config.get("_class_name").and_then(Value::as_str);
+    let name = name.ok_or_else(|| Error::Config("the scheduler's configuration has no `_class_name`".into()))?;
+    name.parse::<SchedulerKind>()?.from_config(config)
+}
+
+/// The scheduler of the `scheduler_config.json` in `folder`.
+///
+/// # Errors
+/// [`Error::Io`] if the file is not there, or as of [`scheduler_from_config`].
+pub fn scheduler_from_pretrained(folder: impl AsRef<Path>) -> Result<Box<dyn Scheduler>> {
+    scheduler_from_config(&load_scheduler_config(folder)?)
+}

@@ -1,0 +1,12 @@
+//! The networks that read the prompt, and their tokenizers: what diffusers takes from transformers.
+
+mod clip;
+mod clip_config;
+mod clip_encoder;
+mod clip_special_tokens;
+mod clip_tokenizer;
+mod clip_tokenizer_files;
+
+pub use clip::{CLIPTextModel, CLIPTextModelOutput, CLIPTextModelWithProjection, CLIPTextModelWithProjectionOutput};
+pub use clip_config::CLIPTextConfig;
+pub use clip_tokenizer::{CLIPTokenizer, TextInputs};

@@ -1,0 +1,14 @@
+//! Between pictures and latents.
+
+mod attention;
+mod autoencoder_kl;
+mod autoencoder_kl_config;
+mod tiling;
+mod unet_2d_blocks;
+mod vae;
+
+pub use attention::{Attention, legacy_key};
+pub use autoencoder_kl::AutoencoderKL;
+pub use autoencoder_kl_config::AutoencoderKLConfig;
+pub use unet_2d_blocks::{BlockConfig, DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D};
+pub use vae::{Decoder, DiagonalGaussianDistribution, Encoder};

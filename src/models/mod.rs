@@ -1,5 +1,16 @@
 //! The networks, one file each, named as in diffusers.
 
+pub mod activations;
+pub mod attention;
+pub mod attention_processor;
+pub mod autoencoders;
+pub mod downsampling;
+pub mod embeddings;
 mod modeling_utils;
+pub mod resnet;
+pub mod text_encoders;
+pub mod transformers;
+pub mod unets;
+pub mod upsampling;
 
 pub use modeling_utils::{ModelLoader, ModelMixin, To};

@@ -1,0 +1,108 @@
+//! Attention between tokens.
+//!
+//! Mirrors `Attention` with `AttnProcessor2_0` of `diffusers/models/attention_processor.py` (0.42.1): Vaswani et al. 2017,
+//! arXiv:1706.03762.
+
+use crate::error::Result;
+use crate::nn::{Linear, Module, Node, Scope};
+use crate::torch::TensorExt;
+use tch::Tensor;
+
+/// What an [`Attention`] is made with.
+///
+/// diffusers' `upcast_attention` and `upcast_softmax` have no place here: `AttnProcessor2_0` does not look at them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionConfig {
+    /// Channels of the tokens that ask, and of the result.
+    pub query_dim: i64,
+    /// Channels of the tokens that are asked; none if the tokens ask each other.
+    pub cross_attention_dim: Option<i64>,
+    /// Number of heads.
+    pub heads: i64,
+    /// Channels of each head.
+    pub dim_head: i64,
+    /// Whether queries, keys and values are projected with a bias; the output always is.
+    pub bias: bool,
+}
+
+/// Multi-head attention of tokens to each other, or to the tokens of `encoder_hidden_states`.
+#[derive(Debug)]
+pub struct Attention {
+    node: Node,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: i64,
+}
+
+impl Attention {
+    /// Reads `to_q`, `to_k`, `to_v` and `to_out.0`.
+    ///
+    /// # Errors
+    /// If the weights cannot be had.
+    pub fn new(scope: Scope<'_>, config: AttentionConfig) -> Result<Self> {
+        let AttentionConfig { query_dim, heads, dim_head, bias, .. } = config;
+        let inner_dim = heads * dim_head;
+        let key_dim = config.cross_attention_dim.unwrap_or(query_dim);
+        let to_q = Linear::new(&scope / "to_q", query_dim, inner_dim, bias)?;
+        let to_k = Linear::new(&scope / "to_k", key_dim, inner_dim, bias)?;
+        let to_v = Linear::new(&scope / "to_v", key_dim, inner_dim, bias)?;
+        let to_out = Linear::new(&scope / "to_out" / 0, inner_dim, query_dim, true)?;
+        Ok(Self { node: scope.finish::<Self>(), to_q, to_k, to_v, to_out, heads })
+    }
+
+    /// `attention_mask` is added to the scores: 0 keeps a token, a large negative number hides it.
+    ///
+    /// # Shapes
+    /// `hidden_states` is `[batch, queries, query_dim]`, and the same comes out; `encoder_hidden_states` is
+    /// `[batch, keys, cross_attention_dim]`; the mask broadcasts to `[batch, heads, queries, keys]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward(
+        &self,
+        hidden_states: &Tensor,
+        encoder_hidden_states: Option<&Tensor>,
+        attention_mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let [hidden_states] = match encoder_hidden_states {
+            None => self.node.call([hidden_states], |[x]| Ok([self.attend(x, x, attention_mask)?])),
+            Some(encoder_hidden_states) => self
+                .node
+                .call([hidden_states, encoder_hidden_states], |[x, y]| Ok([self.attend(x, y, attention_mask)?])),
+        }?;
+        Ok(hidden_states)
+    }
+
+    /// Attention of the tokens in `hidden_states` to those in `context`.
+    fn attend(&self, hidden_states: &Tensor, context: &Tensor, attention_mask: Option<&Tensor>) -> Result<Tensor> {
+        let query = self.to_q.forward(hidden_states)?.split_heads(self.heads)?;
+        let key = self.to_k.forward(context)?.split_heads(self.heads)?;
+        let value = self.to_v.forward(context)?.split_heads(self.heads)?;
+        self.to_out.forward(&scaled_dot_product_attention(&query, &key, &value, attention_mask)?.merge_heads()?)
+    }
+}
+
+impl Module for Attention {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head: where every attention of the UNets is computed.
+///
+/// # Shapes
+/// `query` is `[batch, heads, queries, head_dim]`, and the same comes out; `key` and `value` are
+/// `[batch, heads, keys, head_dim]`; `attention_mask` broadcasts to `[batch, heads, queries, keys]`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn scaled_dot_product_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    attention_mask: Option<&Tensor>,
+) -> Result<Tensor> {
+    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, attention_mask, 0.0, false, None, false)?)
+}

@@ -1,0 +1,46 @@
+//! The UNets that predict noise.
+
+mod unet_2d_blocks;
+mod unet_2d_condition;
+
+pub use unet_2d_blocks::{
+    BlockConfig, Conditioning, CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, TransformerConfig,
+    UNetMidBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D, UpChannels,
+};
+pub use unet_2d_condition::{AddedCond, UNet2DConditionConfig, UNet2DConditionModel, UNetInputs};
+
+use crate::error::Result;
+use crate::models::To;
+use std::any::Any;
+use std::fmt::Debug;
+use tch::{Device, Kind, Tensor};
+
+/// What a pipeline asks of its UNet: a [`UNet2DConditionModel`], or whatever takes its place.
+pub trait UNet: Debug + Send + Sync {
+    /// The configuration, which says what the inputs are to be.
+    fn config(&self) -> &UNet2DConditionConfig;
+
+    /// Predicts the noise, or what else the model was trained to predict.
+    ///
+    /// # Shapes
+    /// As the sample, with `out_channels` channels.
+    ///
+    /// # Errors
+    /// If the inputs do not fit the configuration.
+    fn forward(&self, inputs: &UNetInputs<'_>) -> Result<Tensor>;
+
+    /// The dtype that the sample is to have.
+    fn dtype(&self) -> Kind;
+
+    /// The device that the inputs are to be on.
+    fn device(&self) -> Device;
+
+    /// Moves, casts or re-lays the weights, in place.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] where there is no room, [`crate::Error::Unsupported`] where they are fixed.
+    fn move_to(&self, target: To) -> Result<()>;
+
+    /// The UNet itself, for those who know what it is.
+    fn as_any(&self) -> &dyn Any;
+}

@@ -1,7 +1,11 @@
 //! The integration tests, in one binary.
 //!
 //! `parity` compares with what diffusers computes; `make fixtures` has diffusers write that.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
 
+mod cli;
+mod floors;
 mod loading;
 mod parity;
+mod schedulers;
 mod support;

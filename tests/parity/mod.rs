@@ -1,1 +1,12 @@
 //! Side by side with diffusers: the same inputs, the same seed, the largest difference.
+
+mod clip_text_model;
+mod clip_tokenizer;
+mod images;
+mod pipeline;
+mod resnet;
+mod schedulers;
+mod unet;
+mod unet_config;
+mod unet_parts;
+mod vae;

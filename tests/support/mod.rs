@@ -1,5 +1,8 @@
 //! What the tests share: diffusers' own results, and the table of differences to them.
 
+mod checkpoint;
+
+pub(crate) use checkpoint::Checkpoint;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,10 +17,10 @@ pub(crate) fn generated(group: &str) -> PathBuf {
     folder
 }
 
-/// The folders directly below `folder`, sorted: one for each case.
+/// The folders directly below `folder`, sorted: one for each case. Those that begin with `_` are shared by cases.
 pub(crate) fn cases(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut cases: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    let mut cases: Vec<_> = entries.filter(|path| path.is_dir() && !name(path).starts_with('_')).collect();
     cases.sort();
     assert!(!cases.is_empty(), "{} holds no cases", folder.display());
     cases
@@ -43,7 +46,7 @@ pub(crate) fn json(path: &Path) -> Value {
 /// Writes one line of the parity table, and holds `difference` to `bound`.
 pub(crate) fn record(group: &str, case: &str, quantity: &str, difference: f64, bound: f64) {
     static TABLE: Mutex<()> = Mutex::new(());
-    let _guard = TABLE.lock().unwrap();
+    let guard = TABLE.lock().unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/parity");
     std::fs::create_dir_all(&folder).unwrap();
     let line = serde_json::json!({
@@ -51,5 +54,6 @@ pub(crate) fn record(group: &str, case: &str, quantity: &str, difference: f64, b
     });
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("table.jsonl")).unwrap();
     writeln!(file, "{line}").unwrap();
+    drop(guard);
     assert!(difference <= bound, "{group}/{case}: {quantity} differs by {difference:e}, more than {bound:e}");
 }

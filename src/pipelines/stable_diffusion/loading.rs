@@ -1,0 +1,196 @@
+//! `StableDiffusionPipeline::from_pretrained`.
+
+use super::{Components, StableDiffusionPipeline};
+use crate::configuration_utils::{ConfigMap, read_json};
+use crate::error::{Error, Result};
+use crate::loaders::LoadOptions;
+use crate::models::autoencoders::AutoencoderKL;
+use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
+use crate::models::unets::{UNet, UNet2DConditionModel};
+use crate::models::{ModelLoader, ModelMixin};
+use crate::pipelines::ModelIndex;
+use crate::schedulers::{Scheduler, scheduler_from_config};
+use crate::utils::progress::ProgressBarConfig;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind};
+
+/// What `from_pretrained` of the pipeline may be told; [`StableDiffusionLoader::load`] does it.
+///
+/// A component that is passed in ready-made is not read from the folder.
+#[derive(Debug)]
+#[must_use = "nothing is read before `load`"]
+pub struct StableDiffusionLoader {
+    folder: PathBuf,
+    options: LoadOptions,
+    progress_bar: ProgressBarConfig,
+    vae: Option<AutoencoderKL>,
+    text_encoder: Option<CLIPTextModel>,
+    tokenizer: Option<CLIPTokenizer>,
+    unet: Option<Box<dyn UNet>>,
+    scheduler: Option<Box<dyn Scheduler>>,
+}
+
+impl StableDiffusionLoader {
+    pub(super) fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_path_buf(),
+            options: LoadOptions::default(),
+            progress_bar: ProgressBarConfig::default(),
+            vae: None,
+            text_encoder: None,
+            tokenizer: None,
+            unet: None,
+            scheduler: None,
+        }
+    }
+
+    /// The dtype that floating-point weights are cast to while loading; float32 by default.
+    pub fn torch_dtype(mut self, kind: Kind) -> Self {
+        self.options.torch_dtype = Some(kind);
+        self
+    }
+
+    /// The spelling of the weights' files, such as `fp16`. A component without such files is read from its plain ones.
+    pub fn variant(mut self, variant: impl Into<String>) -> Self {
+        self.options.variant = Some(variant.into());
+        self
+    }
+
+    /// Where the weights go; the CPU by default.
+    pub fn device(mut self, device: Device) -> Self {
+        self.options.device = device;
+        self
+    }
+
+    /// How loading, and later each call, shows that it goes on.
+    pub fn progress_bar(mut self, config: ProgressBarConfig) -> Self {
+        self.progress_bar = config;
+        self
+    }
+
+    /// Uses this VAE.
+    pub fn vae(mut self, vae: AutoencoderKL) -> Self {
+        self.vae = Some(vae);
+        self
+    }
+
+    /// Uses this text encoder.
+    pub fn text_encoder(mut self, text_encoder: CLIPTextModel) -> Self {
+        self.text_encoder = Some(text_encoder);
+        self
+    }
+
+    /// Uses this tokenizer.
+    pub fn tokenizer(mut self, tokenizer: CLIPTokenizer) -> Self {
+        self.tokenizer = Some(tokenizer);
+        self
+    }
+
+    /// Uses this UNet.
+    pub fn unet(mut self, unet: impl UNet + 'static) -> Self {
+        self.unet = Some(Box::new(unet));
+        self
+    }
+
+    /// Uses this scheduler.
+    pub fn scheduler(mut self, scheduler: Box<dyn Scheduler>) -> Self {
+        self.scheduler = Some(scheduler);
+        self
+    }
+
+    /// Reads what was not passed in, and puts the pipeline together.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Config`] naming the file, [`Error::MissingWeights`] or [`Error::WeightShape`] naming the
+    /// keys, [`Error::Unsupported`] naming what the folder asks for and is not there; [`Error::Argument`] if no component
+    /// has files of the variant.
+    pub fn load(self) -> Result<StableDiffusionPipeline> {
+        let index = ModelIndex::from_folder(&self.folder)?;
+        self.check(&index)?;
+        let (folder, progress_bar) = (self.folder.as_path(), self.progress_bar);
+        let bar = progress_bar.start(5, "loading");
+        let load = Load { folder, options: &self.options };
+        let scheduler = match self.scheduler {
+            Some(scheduler) => scheduler,
+            None => scheduler_from_config(&read_json::<ConfigMap>(&folder.join("scheduler/scheduler_config.json"))?)?,
+        };
+        bar.inc(1);
+        let tokenizer = match self.tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => CLIPTokenizer::from_pretrained(folder.join("tokenizer"))?,
+        };
+        bar.inc(1);
+        let text_encoder = self.text_encoder.map_or_else(|| load.model("text_encoder"), Ok)?;
+        bar.inc(1);
+        let unet = match self.unet {
+            Some(unet) => unet,
+            None => Box::new(load.model::<UNet2DConditionModel>("unet")?),
+        };
+        bar.inc(1);
+        let vae = self.vae.map_or_else(|| load.model("vae"), Ok)?;
+        bar.finish_and_clear();
+        let components = Components { vae, text_encoder, tokenizer, unet, scheduler };
+        let mut pipeline = StableDiffusionPipeline::new(components)?;
+        pipeline.progress_bar = progress_bar;
+        Ok(pipeline)
+    }
+
+    /// Holds the folder's index to what is supported, before any weights are read.
+    fn check(&self, index: &ModelIndex) -> Result<()> {
+        if index.class_name() != "StableDiffusionPipeline" {
+            return Err(Error::Unsupported(format!(
+                "{}: the folder holds a {}, not a StableDiffusionPipeline",
+                self.folder.display(),
+                index.class_name()
+            )));
+        }
+        if self.unet.is_none() {
+            index.require("unet", &[UNet2DConditionModel::CLASS_NAME])?;
+        }
+        if self.vae.is_none() {
+            index.require("vae", &[AutoencoderKL::CLASS_NAME])?;
+        }
+        if self.text_encoder.is_none() {
+            index.require("text_encoder", &[CLIPTextModel::CLASS_NAME])?;
+        }
+        if self.tokenizer.is_none() {
+            index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
+        }
+        if index.component("safety_checker").is_some() {
+            tracing::warn!("the folder's safety checker is not run: this library has none yet");
+        }
+        self.check_variant()
+    }
+
+    /// Some component has to have files of the variant.
+    fn check_variant(&self) -> Result<()> {
+        let Some(variant) = &self.options.variant else { return Ok(()) };
+        let found = [("text_encoder", CLIPTextModel::WEIGHTS_STEM), ("unet", UNet2DConditionModel::WEIGHTS_STEM)]
+            .into_iter()
+            .chain([("vae", AutoencoderKL::WEIGHTS_STEM)])
+            .any(|(name, stem)| self.options.weight_files(&self.folder.join(name), stem).is_ok());
+        if found {
+            return Ok(());
+        }
+        Err(Error::Argument(format!("{}: no component has files of variant `{variant}`", self.folder.display())))
+    }
+}
+
+/// The reading of one model of the pipeline.
+struct Load<'a> {
+    folder: &'a Path,
+    options: &'a LoadOptions,
+}
+
+impl Load<'_> {
+    fn model<M: ModelMixin>(&self, name: &str) -> Result<M> {
+        let folder = self.folder.join(name);
+        let mut options = self.options.clone();
+        if options.variant.is_some() && options.weight_files(&folder, M::WEIGHTS_STEM).is_err() {
+            tracing::warn!("`{name}` has no files of the variant and is read from its plain ones");
+            options.variant = None;
+        }
+        let loader: ModelLoader<M> = M::from_pretrained(folder);
+        loader.options(options).load()
+    }
+}

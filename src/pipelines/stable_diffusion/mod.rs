@@ -1,0 +1,13 @@
+//! Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv:2112.10752).
+
+mod call;
+mod denoise;
+mod guidance;
+mod loading;
+mod pipeline_stable_diffusion;
+
+pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
+pub use denoise::StepEnd;
+pub use guidance::{get_guidance_scale_embedding, rescale_noise_cfg};
+pub use loading::StableDiffusionLoader;
+pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};

@@ -1,0 +1,228 @@
+//! `StableDiffusionPipeline`: its components, and the encoding of prompts.
+//!
+//! Mirrors `diffusers/pipelines/stable_diffusion/pipeline_stable_diffusion.py` at 0.42.1.
+
+use super::call::StableDiffusionCall;
+use super::loading::StableDiffusionLoader;
+use crate::configuration_utils::{ConfigMap, write_json};
+use crate::error::{Error, Result};
+use crate::image_processor::VaeImageProcessor;
+use crate::models::autoencoders::AutoencoderKL;
+use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
+use crate::models::unets::{UNet, UNet2DConditionModel};
+use crate::models::{ModelMixin, To};
+use crate::nn::Module;
+use crate::pipelines::Prompt;
+use crate::pipelines::pipeline_utils::model_index;
+use crate::schedulers::{Scheduler, scheduler_from_config};
+use crate::utils::progress::ProgressBarConfig;
+use serde_json::json;
+use std::path::Path;
+use tch::{Device, Tensor};
+
+/// The parts of a [`StableDiffusionPipeline`].
+#[derive(Debug)]
+pub struct Components {
+    /// Pictures to latents and back.
+    pub vae: AutoencoderKL,
+    /// Token numbers to embeddings.
+    pub text_encoder: CLIPTextModel,
+    /// Text to token numbers.
+    pub tokenizer: CLIPTokenizer,
+    /// Predicts the noise in latents.
+    pub unet: Box<dyn UNet>,
+    /// The noise schedule and its solver.
+    pub scheduler: Box<dyn Scheduler>,
+}
+
+/// Text to picture with Stable Diffusion 1.x and 2.x.
+///
+/// # Examples
+/// ```
+/// use tch_diffusers::{pipelines::stable_diffusion::StableDiffusionPipeline, utils::assets::bundled_model};
+/// let mut pipe = StableDiffusionPipeline::from_pretrained(bundled_model()?).load()?;
+/// let output = pipe.call("a red circle on a blue background").num_inference_steps(4).seed(0).run()?;
+/// let picture = &output.images.to_rgb()?[0];
+/// assert_eq!(picture.dimensions(), (128, 128));
+/// # Ok::<(), tch_diffusers::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct StableDiffusionPipeline {
+    /// Pictures to latents and back.
+    pub vae: AutoencoderKL,
+    /// Token numbers to embeddings.
+    pub text_encoder: CLIPTextModel,
+    /// Text to token numbers.
+    pub tokenizer: CLIPTokenizer,
+    /// Predicts the noise in latents. Anything that implements [`UNet`] can take its place.
+    pub unet: Box<dyn UNet>,
+    /// The noise schedule and its solver. Another one takes over its configuration:
+    /// `pipe.scheduler = SchedulerKind::UniPCMultistep.from_config(pipe.scheduler.config())?`.
+    pub scheduler: Box<dyn Scheduler>,
+    /// How a call shows that it goes on.
+    pub progress_bar: ProgressBarConfig,
+    pub(super) image_processor: VaeImageProcessor,
+}
+
+impl StableDiffusionPipeline {
+    /// Reads the pipeline that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`.
+    pub fn from_pretrained(folder: impl AsRef<Path>) -> StableDiffusionLoader {
+        StableDiffusionLoader::new(folder.as_ref())
+    }
+
+    /// A pipeline of ready-made components.
+    ///
+    /// As in diffusers, a scheduler configured as for the first releases (`steps_offset` other than 1, or `clip_sample`)
+    /// is brought up to date.
+    ///
+    /// # Errors
+    /// If the scheduler's configuration does not fit once it is up to date.
+    pub fn new(components: Components) -> Result<Self> {
+        let Components { vae, text_encoder, tokenizer, unet, scheduler } = components;
+        let scheduler = up_to_date(scheduler)?;
+        let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
+        let progress_bar = ProgressBarConfig::default();
+        Ok(Self { vae, text_encoder, tokenizer, unet, scheduler, progress_bar, image_processor })
+    }
+
+    /// Puts `unet` in the UNet's place: another checkpoint's, a traced one, or anything that implements [`UNet`].
+    pub fn set_unet(&mut self, unet: impl UNet + 'static) {
+        self.unet = Box::new(unet);
+    }
+
+    /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
+    pub fn call(&mut self, prompt: impl Into<Prompt>) -> StableDiffusionCall<'_> {
+        StableDiffusionCall::new(self, Some(prompt.into()))
+    }
+
+    /// As [`StableDiffusionPipeline::call`], with embeddings of the prompts in place of texts.
+    ///
+    /// # Shapes
+    /// `prompt_embeds` is `[batch, tokens, hidden_size]`. With guidance, `negative_prompt_embeds` is needed as well.
+    pub fn call_embeds(&mut self, prompt_embeds: Tensor) -> StableDiffusionCall<'_> {
+        StableDiffusionCall::new(self, None).prompt_embeds(prompt_embeds)
+    }
+
+    /// Moves all models to a device, casts them to a dtype, or lays them out in a memory format.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where there is no room; [`Error::Unsupported`] if the UNet is of a kind that cannot follow.
+    pub fn to(&mut self, target: impl Into<To>) -> Result<()> {
+        let target = target.into();
+        self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
+        self.unet.move_to(target).map_err(|error| error.within("unet"))?;
+        self.vae.to(target).map_err(|error| error.within("vae"))
+    }
+
+    /// Where the models lie and the work is done.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.unet.device()
+    }
+
+    /// Pixels of the picture to one of the latents, each way.
+    #[must_use]
+    pub fn vae_scale_factor(&self) -> i64 {
+        vae_scale_factor(&self.vae)
+    }
+
+    /// Writes the pipeline to `folder`, so that diffusers reads it back.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written; [`Error::Unsupported`] if the UNet is no [`UNet2DConditionModel`].
+    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        let unet = self.unet.as_any().downcast_ref::<UNet2DConditionModel>().ok_or_else(|| {
+            Error::Unsupported("only a UNet2DConditionModel can be saved; this pipeline has another UNet".into())
+        })?;
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let mut index = model_index(
+            "StableDiffusionPipeline",
+            &[
+                ("feature_extractor", "", ""),
+                ("image_encoder", "", ""),
+                ("safety_checker", "", ""),
+                ("scheduler", "diffusers", self.scheduler.class_name()),
+                ("text_encoder", "transformers", CLIPTextModel::CLASS_NAME),
+                ("tokenizer", "transformers", "CLIPTokenizer"),
+                ("unet", "diffusers", UNet2DConditionModel::CLASS_NAME),
+                ("vae", "diffusers", AutoencoderKL::CLASS_NAME),
+            ],
+        );
+        index.insert("requires_safety_checker".into(), json!(false));
+        write_json(&folder.join("model_index.json"), &index)?;
+        let scheduler = folder.join("scheduler");
+        std::fs::create_dir_all(&scheduler).map_err(Error::io(&scheduler))?;
+        write_json(&scheduler.join("scheduler_config.json"), self.scheduler.config())?;
+        self.tokenizer.save_pretrained(folder.join("tokenizer"))?;
+        self.text_encoder.save_pretrained(folder.join("text_encoder"))?;
+        unet.save_pretrained(folder.join("unet"))?;
+        self.vae.save_pretrained(folder.join("vae"))
+    }
+
+    /// The embeddings of prompts, each repeated `num_images_per_prompt` times.
+    ///
+    /// A prompt longer than the model takes is cut, with a warning that quotes what was cut. `clip_skip` of 1 takes the
+    /// text encoder's layer before the last.
+    ///
+    /// # Shapes
+    /// `[prompts * num_images_per_prompt, tokens, hidden_size]`
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized, or the text encoder fails.
+    pub fn encode_prompt(
+        &self,
+        prompts: &[&str],
+        num_images_per_prompt: i64,
+        clip_skip: Option<usize>,
+    ) -> Result<Tensor> {
+        let max_length = self.tokenizer.model_max_length()?;
+        let tokens = self.tokenizer.encode_batch(prompts, max_length)?;
+        if let Some(removed) = &tokens.removed_text {
+            tracing::warn!("CLIP takes at most {max_length} tokens, so this part of the prompt was cut: {removed:?}");
+        }
+        let device = self.text_encoder.node().device();
+        let input_ids = tokens.input_ids.f_to_device(device)?;
+        let attention_mask = match self.text_encoder.config().use_attention_mask {
+            true => Some(tokens.attention_mask.f_to_device(device)?),
+            false => None,
+        };
+        let attention_mask = attention_mask.as_ref();
+        let embeds = match clip_skip {
+            None => self.text_encoder.forward(&input_ids, attention_mask, false).map(|output| output.last_hidden_state),
+            Some(skipped) => self.text_encoder.clip_skip(&input_ids, attention_mask, skipped),
+        }
+        .map_err(|error| error.within("text_encoder"))?;
+        repeat_for_images(&embeds, num_images_per_prompt)
+    }
+}
+
+/// `[batch, tokens, dim]` to `[batch * images, tokens, dim]`, each item's copies side by side.
+pub(super) fn repeat_for_images(embeds: &Tensor, images: i64) -> Result<Tensor> {
+    if images == 1 {
+        return Ok(embeds.shallow_clone());
+    }
+    let (batch, tokens, _) = embeds.size3()?;
+    Ok(embeds.f_repeat([1, images, 1])?.f_view([batch * images, tokens, -1])?)
+}
+
+fn vae_scale_factor(vae: &AutoencoderKL) -> i64 {
+    1 << vae.config().block_out_channels.len().saturating_sub(1)
+}
+
+/// The scheduler as today's pipelines expect it to be configured.
+fn up_to_date(scheduler: Box<dyn Scheduler>) -> Result<Box<dyn Scheduler>> {
+    let mut config: ConfigMap = scheduler.config().clone();
+    let mut outdated = false;
+    if config.get("steps_offset").is_some_and(|offset| *offset != json!(1)) {
+        tracing::warn!("the scheduler's `steps_offset` is outdated and was set to 1");
+        config.insert("steps_offset".into(), json!(1));
+        outdated = true;
+    }
+    if config.get("clip_sample") == Some(&json!(true)) {
+        tracing::warn!("the scheduler's `clip_sample` is outdated and was set to false");
+        config.insert("clip_sample".into(), json!(false));
+        outdated = true;
+    }
+    if outdated { scheduler_from_config(&config) } else { Ok(scheduler) }
+}

@@ -1,1 +1,50 @@
-fn main() {}
+//! The command line tool.
+
+mod env;
+mod generate;
+mod interrupt;
+mod outcome;
+mod parameters;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Pictures from text with diffusion models on libtorch: the same pictures as Python's diffusers, without Python.
+#[derive(Debug, Parser)]
+#[command(name = "tch-diffusers", version, after_help = outcome::EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Prints what is being done; twice for more.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Generate(Box<generate::Generate>),
+    Env(env::Env),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(cli.verbose);
+    let done = match cli.command {
+        Command::Generate(generate) => generate.run(),
+        Command::Env(env) => env.run(),
+    };
+    outcome::exit_code(done)
+}
+
+/// Warnings go to standard error; `RUST_LOG` or `-v` ask for more.
+fn log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let writer = std::io::stderr;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).without_time().with_target(false).init();
+}

@@ -1,0 +1,234 @@
+//! `tch-diffusers generate`: pictures of prompts, as PNG files.
+
+use crate::interrupt;
+use crate::outcome::{Interrupted, ModelError};
+use crate::parameters::Parameters;
+use anyhow::{Context, bail};
+use clap::Args;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind};
+use tch_diffusers::pipelines::Prompt;
+use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
+use tch_diffusers::schedulers::SchedulerKind;
+use tch_diffusers::utils::{assets::bundled_model, image::write_png, progress::ProgressBarConfig};
+use tch_diffusers::{DeviceExt, Error, KindExt};
+
+const EXAMPLES: &str = "\
+Examples:
+  tch-diffusers generate --prompt \"a yellow star on a black background\" --seed 7 --output star.png
+  tch-diffusers generate --prompt \"a red circle on a white background\" --num-images 4 --output circle.png
+  tch-diffusers generate --from star.png --output again.png
+  tch-diffusers generate --model ./stable-diffusion-v1-5 --variant fp16 --dtype bfloat16 \\
+      --prompt \"an astronaut riding a horse\" --scheduler unipc --steps 20 --output astronaut.png
+
+Several prompts form one batch, as a list of prompts does in diffusers. Several pictures are numbered:
+circle-0.png, circle-1.png ...";
+
+/// Draws pictures of prompts.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Generate {
+    /// What the picture shows; may be given several times for a batch.
+    #[arg(long, required_unless_present = "from")]
+    prompt: Vec<String>,
+    /// What the picture should not show.
+    #[arg(long)]
+    negative_prompt: Option<String>,
+    /// The model's folder, as diffusers writes it, or `bundled` [default: bundled]
+    #[arg(long, value_name = "FOLDER")]
+    model: Option<String>,
+    /// Draws a picture of this program again, to the pixel; other options change what they name.
+    #[arg(long, value_name = "PNG")]
+    from: Option<PathBuf>,
+    /// Where the picture goes.
+    #[arg(short, long, default_value = "output.png", value_name = "PNG")]
+    output: PathBuf,
+    /// Denoising steps [default: 25]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// How much the prompt counts; no guidance at 1 or below [default: 7.5]
+    #[arg(long)]
+    guidance_scale: Option<f64>,
+    /// How far guidance's overexposure is corrected, 0 to 1 [default: 0]
+    #[arg(long)]
+    guidance_rescale: Option<f64>,
+    /// DDIM's eta, 0 to 1 [default: 0]
+    #[arg(long)]
+    eta: Option<f64>,
+    /// The seed of the noise: the same seed gives the same picture [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Width in pixels, a multiple of 8 [default: the model's]
+    #[arg(long)]
+    width: Option<i64>,
+    /// Height in pixels, a multiple of 8 [default: the model's]
+    #[arg(long)]
+    height: Option<i64>,
+    /// Pictures of each prompt [default: 1]
+    #[arg(long)]
+    num_images: Option<i64>,
+    /// ddim, pndm, euler, euler_a, dpmsolver or unipc [default: the model's]
+    #[arg(long, value_parser = scheduler_name)]
+    scheduler: Option<String>,
+    /// Layers of the text encoder left out at its end.
+    #[arg(long)]
+    clip_skip: Option<usize>,
+    /// float32, float16 or bfloat16 [default: float32]
+    #[arg(long, value_parser = dtype_name)]
+    dtype: Option<String>,
+    /// cpu, cuda or cuda:N [default: cpu]
+    #[arg(long)]
+    device: Option<String>,
+    /// The spelling of the weights' files, such as fp16.
+    #[arg(long)]
+    variant: Option<String>,
+    /// Shows no progress bars.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn scheduler_name(name: &str) -> Result<String, Error> {
+    name.parse::<SchedulerKind>().map(|_| name.to_string())
+}
+
+fn dtype_name(name: &str) -> Result<String, Error> {
+    match Kind::from_torch_name(name)? {
+        kind @ (Kind::Float | Kind::Half | Kind::BFloat16) => Ok(kind.torch_name()),
+        _ => Err(Error::Argument("models run in float32, float16 or bfloat16".into())),
+    }
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        interrupt::listen()?;
+        check_output(&self.output)?;
+        let (parameters, only) = self.parameters()?;
+        let kind = Kind::from_torch_name(&parameters.dtype)?;
+        let device = Device::from_torch_name(&parameters.device)?;
+        let progress = ProgressBarConfig { disable: self.quiet, desc: None };
+        let mut pipe = load(&parameters, kind, device, progress)?;
+        if let Some(name) = &parameters.scheduler {
+            pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
+        }
+        let images = draw(&mut pipe, &parameters)?;
+        let numbered = images.len() > 1 && only.is_none();
+        for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
+            let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
+            write_png(&path, image, &parameters.chunks(number)?)?;
+            println!("{}", path.display());
+        }
+        Ok(())
+    }
+
+    /// The parameters of the run; with `--from`, the number of the one picture to draw again.
+    fn parameters(&self) -> anyhow::Result<(Parameters, Option<usize>)> {
+        let (base, only) = match &self.from {
+            Some(path) => {
+                let (parameters, number) = Parameters::read(path)
+                    .map_err(|error| anyhow::Error::new(Error::Argument(format!("--from: {error:#}"))))?;
+                (parameters, Some(number))
+            }
+            None => (Parameters::default(), None),
+        };
+        let only = only.filter(|_| self.prompt.is_empty() && self.num_images.is_none());
+        let parameters = Parameters {
+            model: self.model.clone().unwrap_or(base.model),
+            prompts: if self.prompt.is_empty() { base.prompts } else { self.prompt.clone() },
+            negative_prompt: self.negative_prompt.clone().or(base.negative_prompt),
+            steps: self.steps.unwrap_or(base.steps),
+            guidance_scale: self.guidance_scale.unwrap_or(base.guidance_scale),
+            guidance_rescale: self.guidance_rescale.unwrap_or(base.guidance_rescale),
+            eta: self.eta.unwrap_or(base.eta),
+            seed: self.seed.unwrap_or(base.seed),
+            width: self.width.or(base.width),
+            height: self.height.or(base.height),
+            num_images: self.num_images.unwrap_or(base.num_images),
+            scheduler: self.scheduler.clone().or(base.scheduler),
+            clip_skip: self.clip_skip.or(base.clip_skip),
+            dtype: self.dtype.clone().unwrap_or(base.dtype),
+            device: self.device.clone().unwrap_or(base.device),
+            variant: self.variant.clone().or(base.variant),
+        };
+        Ok((parameters, only))
+    }
+}
+
+fn load(
+    parameters: &Parameters,
+    kind: Kind,
+    device: Device,
+    progress: ProgressBarConfig,
+) -> anyhow::Result<StableDiffusionPipeline> {
+    let folder = match parameters.model.as_str() {
+        "bundled" => bundled_model().context(ModelError)?,
+        folder => PathBuf::from(folder),
+    };
+    if !folder.is_dir() {
+        bail!(anyhow::Error::msg(format!("{}: there is no such folder", folder.display())).context(ModelError));
+    }
+    let mut loader = StableDiffusionPipeline::from_pretrained(folder).torch_dtype(kind).progress_bar(progress);
+    if let Some(variant) = &parameters.variant {
+        loader = loader.variant(variant);
+    }
+    let mut pipe = loader.load().context(ModelError)?;
+    pipe.to(device)?;
+    Ok(pipe)
+}
+
+fn draw(pipe: &mut StableDiffusionPipeline, parameters: &Parameters) -> anyhow::Result<Vec<image::DynamicImage>> {
+    let prompt = match parameters.prompts.as_slice() {
+        [one] => Prompt::from(one),
+        several => Prompt::from(several),
+    };
+    let mut call = pipe
+        .call(prompt)
+        .num_inference_steps(parameters.steps)
+        .guidance_scale(parameters.guidance_scale)
+        .guidance_rescale(parameters.guidance_rescale)
+        .eta(parameters.eta)
+        .num_images_per_prompt(parameters.num_images)
+        .seed(parameters.seed)
+        .callback_on_step_end(|end| {
+            end.interrupt = interrupt::asked();
+            Ok(())
+        });
+    if let Some(negative) = &parameters.negative_prompt {
+        call = call.negative_prompt(match parameters.prompts.len() {
+            1 => Prompt::from(negative),
+            prompts => Prompt::from(vec![negative.as_str(); prompts]),
+        });
+    }
+    if let Some(width) = parameters.width {
+        call = call.width(width);
+    }
+    if let Some(height) = parameters.height {
+        call = call.height(height);
+    }
+    if let Some(layers) = parameters.clip_skip {
+        call = call.clip_skip(layers);
+    }
+    let output = call.run()?;
+    if interrupt::asked() {
+        bail!(Interrupted);
+    }
+    Ok(output.images.into_images()?)
+}
+
+/// Before anything is computed: can the picture be written there?
+fn check_output(path: &Path) -> anyhow::Result<()> {
+    let refuse = |text: String| Err(anyhow::Error::new(Error::Argument(text)));
+    if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+        return refuse(format!("--output {}: pictures are written as PNG; name it so", path.display()));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return refuse(format!("--output {}: there is no folder {}", path.display(), folder.display()));
+    }
+    Ok(())
+}
+
+/// `a/b.png` becomes `a/b-3.png`.
+fn with_number(path: &Path, number: usize) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-{number}.png"))
+}

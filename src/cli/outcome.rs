@@ -1,0 +1,44 @@
+//! How the program ends: one exit code for each thing a script may want to tell apart.
+
+use std::process::ExitCode;
+use tch_diffusers::Error;
+
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    it failed on the way (out of memory, a broken file, no room on the disk)
+  2    bad input (an option or a value that does not fit)
+  3    the model is missing, incomplete or of a kind that is not supported
+  130  stopped by Ctrl-C; no file was written";
+
+const FAILED: u8 = 1;
+const BAD_INPUT: u8 = 2;
+const MISSING_MODEL: u8 = 3;
+const INTERRUPTED: u8 = 130;
+
+/// Ctrl-C, between two steps.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped")]
+pub(crate) struct Interrupted;
+
+/// The model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[error("the model cannot be loaded")]
+pub(crate) struct ModelError;
+
+/// Reports an error on standard error, and gives its exit code.
+pub(crate) fn exit_code(done: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    if error.is::<Interrupted>() {
+        eprintln!("stopped, nothing was written");
+        return ExitCode::from(INTERRUPTED);
+    }
+    eprintln!("error: {error:#}");
+    if error.is::<ModelError>() {
+        return ExitCode::from(MISSING_MODEL);
+    }
+    match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(Error::Argument(_) | Error::Shape(_)) => ExitCode::from(BAD_INPUT),
+        _ => ExitCode::from(FAILED),
+    }
+}

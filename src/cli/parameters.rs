@@ -1,0 +1,79 @@
+//! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use tch_diffusers::utils::image::read_png_text;
+
+/// The PNG text chunk that holds the parameters, as JSON.
+const KEY: &str = "tch-diffusers";
+
+/// Everything that decides what the pixels are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Parameters {
+    pub(crate) model: String,
+    pub(crate) prompts: Vec<String>,
+    pub(crate) negative_prompt: Option<String>,
+    pub(crate) steps: usize,
+    pub(crate) guidance_scale: f64,
+    pub(crate) guidance_rescale: f64,
+    pub(crate) eta: f64,
+    pub(crate) seed: u64,
+    pub(crate) width: Option<i64>,
+    pub(crate) height: Option<i64>,
+    pub(crate) num_images: i64,
+    pub(crate) scheduler: Option<String>,
+    pub(crate) clip_skip: Option<usize>,
+    pub(crate) dtype: String,
+    pub(crate) device: String,
+    pub(crate) variant: Option<String>,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            model: "bundled".into(),
+            prompts: vec![],
+            negative_prompt: None,
+            steps: 25,
+            guidance_scale: 7.5,
+            guidance_rescale: 0.0,
+            eta: 0.0,
+            seed: 0,
+            width: None,
+            height: None,
+            num_images: 1,
+            scheduler: None,
+            clip_skip: None,
+            dtype: "float32".into(),
+            device: "cpu".into(),
+            variant: None,
+        }
+    }
+}
+
+impl Parameters {
+    /// Reads them, and the number of the picture in its batch, from a picture of this program.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<(Self, usize)> {
+        let chunks = read_png_text(path)?;
+        let find = |key: &str| chunks.iter().find(|(known, _)| known == key).map(|(_, text)| text.as_str());
+        let Some(text) = find(KEY) else {
+            bail!("{}: the picture carries no parameters of this program", path.display())
+        };
+        let parameters =
+            serde_json::from_str(text).with_context(|| format!("{}: broken parameters", path.display()))?;
+        let number = find("image").and_then(|number| number.parse().ok()).unwrap_or(0);
+        Ok((parameters, number))
+    }
+
+    /// The text chunks of picture `number`: the parameters, and the prompt once more for people.
+    pub(crate) fn chunks(&self, number: usize) -> anyhow::Result<Vec<(String, String)>> {
+        let prompt = self.prompts.get(number / self.num_images.max(1) as usize).cloned().unwrap_or_default();
+        Ok(vec![
+            ("prompt".into(), prompt),
+            ("image".into(), number.to_string()),
+            ("Software".into(), concat!("tch-diffusers ", env!("CARGO_PKG_VERSION")).into()),
+            (KEY.into(), serde_json::to_string(self)?),
+        ])
+    }
+}

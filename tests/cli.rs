@@ -1,0 +1,157 @@
+//! The command line tool, as a person and as a script would use it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str], folder: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tch-diffusers"));
+    command.args(arguments).current_dir(folder).env_remove("LD_LIBRARY_PATH").output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const STAR: [&str; 7] = ["generate", "--prompt", "a yellow star on a black background", "--steps", "3", "--seed", "7"];
+
+fn generate(more: &[&str], folder: &Path) -> Output {
+    let output = run(&[&STAR[..], more].concat(), folder);
+    assert!(output.status.success(), "{}", stderr(&output));
+    output
+}
+
+#[test]
+fn the_same_command_writes_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    generate(&["--output", "a.png"], folder.path());
+    generate(&["--output", "b.png"], folder.path());
+    let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(read("a.png"), read("b.png"));
+    let other = run(&["generate", "--prompt", STAR[2], "--steps", "3", "--seed", "8", "-o", "c.png"], folder.path());
+    assert!(other.status.success() && read("a.png") != read("c.png"), "the seed changes nothing");
+}
+
+#[test]
+fn from_repeats_a_picture_to_the_pixel() {
+    let folder = tempfile::tempdir().unwrap();
+    let more =
+        ["--num-images", "2", "--negative-prompt", "a red circle", "--scheduler", "euler_a", "--output", "a.png"];
+    let printed = generate(&more, folder.path());
+    assert_eq!(String::from_utf8_lossy(&printed.stdout), "a-0.png\na-1.png\n");
+    let again = run(&["generate", "--from", "a-1.png", "--output", "again.png"], folder.path());
+    assert!(again.status.success(), "{}", stderr(&again));
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    assert_eq!(pixels("a-1.png"), pixels("again.png"));
+    assert_ne!(pixels("a-0.png"), pixels("a-1.png"));
+}
+
+#[test]
+fn several_prompts_are_one_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--prompt", "a green square on a white background", "--output", "b.png"];
+    let printed = generate(&more, folder.path());
+    assert_eq!(String::from_utf8_lossy(&printed.stdout), "b-0.png\nb-1.png\n");
+}
+
+#[test]
+fn bad_input_ends_with_2_and_says_what_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &str); 7] = [
+        (&["--scheduler", "warp"], "dpmsolver"),
+        (&["--dtype", "int4"], "float32, float16"),
+        (&["--device", "tpu"], "use cpu, cuda or cuda:N"),
+        (&["--width", "100"], "divisible by 8"),
+        (&["--output", "a.gif"], "written as PNG"),
+        (&["--output", "nowhere/a.png"], "there is no folder nowhere"),
+        (&["--num-images", "0"], "at least 1"),
+    ];
+    for (more, expected) in cases {
+        let output = run(&[&STAR[..], more].concat(), folder.path());
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{more:?}: {}", stderr(&output));
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
+    let foreign = folder.path().join("foreign.png");
+    image::RgbImage::new(8, 8).save(&foreign).unwrap();
+    let output = run(&["generate", "--from", "foreign.png"], folder.path());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("carries no parameters"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_missing_model_ends_with_3_and_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(&[&STAR[..], &["--model", "nowhere"]].concat(), folder.path());
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("nowhere"), "{}", stderr(&output));
+    std::fs::create_dir(folder.path().join("empty")).unwrap();
+    let output = run(&[&STAR[..], &["--model", "empty"]].concat(), folder.path());
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("empty/model_index.json"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_failed_write_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("taken.png")).unwrap();
+    let output = run(&[&STAR[..], &["--output", "taken.png"]].concat(), folder.path());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["taken.png"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_between_steps_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tch-diffusers"));
+    let arguments = ["generate", "--prompt", "a red circle", "--steps", "900", "--output", "a.png"];
+    let child =
+        command.args(arguments).current_dir(folder.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("nothing was written"), "{}", stderr(&output));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn env_says_what_it_runs_on_and_why_there_is_no_cuda() {
+    let output = run(&["env"], Path::new("."));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("libtorch         2.11.0"), "{text}");
+    assert!(text.contains("CPU kernels"), "{text}");
+    let cuda = text.lines().find(|line| line.starts_with("CUDA")).unwrap();
+    assert!(cuda.contains("device(s)") || cuda.contains("not available: "), "{cuda}");
+}
+
+#[test]
+fn help_is_complete_and_has_examples() {
+    let output = run(&["generate", "--help"], Path::new("."));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let options = [
+        "--model",
+        "--prompt",
+        "--negative-prompt",
+        "--steps",
+        "--guidance-scale",
+        "--seed",
+        "--width",
+        "--height",
+        "--num-images",
+        "--scheduler",
+        "--dtype",
+        "--device",
+        "--variant",
+        "--output",
+        "--from",
+        "Examples:",
+    ];
+    for option in options {
+        assert!(text.contains(option), "{option} is missing from:\n{text}");
+    }
+    let output = run(&["--help"], Path::new("."));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Exit codes:"));
+}

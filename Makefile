@@ -1,0 +1,57 @@
+# make demo      draws a picture with the bundled model
+# make test      every test: Rust, parity against diffusers, Python
+# make parity    the table of differences to diffusers, from the last `make test`
+# make judge     how many of 200 prompts the bundled model draws right, here and in diffusers
+# make bench     time and memory side by side with diffusers
+# make lint      formatting, clippy, rustdoc
+
+PROMPT ?= a yellow star on a blue background
+SEED   ?= 7
+PYTHON_ENV := .venv/bin/python
+BINARY := target/release/tch-diffusers
+
+.PHONY: demo build test fixtures parity judge bench lint libtorch python clean
+
+demo: build
+	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
+	@echo
+	@echo "The picture is $(CURDIR)/demo.png."
+	@echo 'Another one:  make demo PROMPT="a red heart on a white background" SEED=1'
+	@echo 'or:           $(BINARY) generate --prompt "a green circle on a black background" --output circle.png'
+
+build: libtorch
+	@cargo build --release
+
+libtorch:
+	@scripts/setup.sh libtorch
+
+python: libtorch
+	@scripts/setup.sh test
+
+fixtures: python
+	@$(PYTHON_ENV) tests/fixtures/make.py
+
+test: build fixtures
+	@rm -rf target/parity
+	cargo test --release
+	$(PYTHON_ENV) -m pytest -q tests
+	@$(PYTHON_ENV) tests/parity_table.py
+
+parity: fixtures
+	@$(PYTHON_ENV) tests/parity_table.py
+
+judge: build python
+	$(PYTHON_ENV) tests/judge/judge_shapes.py --side diffusers
+	$(PYTHON_ENV) tests/judge/judge_shapes.py --side rust --binary $(BINARY)
+
+bench: build python
+	cargo build --release --example bench_worker
+	$(PYTHON_ENV) benchmarks/bench.py
+
+lint: libtorch
+	cargo fmt --all --check
+	cargo clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+clean:
+	rm -rf target .venv tests/fixtures/generated

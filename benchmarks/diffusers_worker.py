@@ -1,0 +1,97 @@
+"""diffusers' half of the benchmark; `benchmarks/worker.rs` is the other, line for line."""
+
+import os
+import sys
+import time
+import warnings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+warnings.simplefilter("ignore")
+
+
+def peak_resident_bytes() -> int:
+    """The kernel's VmHWM."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def serve(run) -> None:
+    """Does one run for each line on standard input."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if not line.strip():
+            break
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, peak_resident_bytes(), flush=True)
+
+
+def pipeline_steps(folder: str, steps: str) -> None:
+    """Denoising steps of a pipeline, from ready embeddings to latents."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        embeds, negative = pipe.encode_prompt("a red circle on a blue background", "cpu", 1, True)
+
+    def run():
+        pipe(
+            prompt_embeds=embeds,
+            negative_prompt_embeds=negative,
+            num_inference_steps=int(steps),
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        )
+
+    serve(run)
+
+
+def unet_step(folder: str, dtype: str, latent: str, batch: str) -> None:
+    """One call of a UNet."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    kind, latent, batch = getattr(torch, dtype), int(latent), int(batch)
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=kind)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(batch, 4, latent, latent, generator=generator, dtype=kind)
+    text = torch.randn(batch, 77, 768, generator=generator, dtype=kind)
+    timestep = torch.tensor([500.0])
+
+    @torch.no_grad()
+    def run():
+        unet(sample, timestep, text, return_dict=False)
+
+    serve(run)
+
+
+def load(folder: str, dtype: str) -> None:
+    """Reading a UNet; then a look at every weight, since a mapped file is read when it is looked at."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    kept = []
+    serve(lambda: kept.append(UNet2DConditionModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype))))
+    start = time.perf_counter()
+    for tensor in kept[-1].state_dict().values():
+        tensor.flatten().view(torch.int8).max()
+    print(time.perf_counter() - start, peak_resident_bytes(), flush=True)
+
+
+def picture(folder: str, output: str) -> None:
+    """From process start to a PNG: the script that a user of diffusers writes."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    generator = torch.Generator("cpu").manual_seed(7)
+    image = pipe("a yellow star on a black background", num_inference_steps=25, generator=generator).images[0]
+    image.save(output)
+
+
+if __name__ == "__main__":
+    mode, *arguments = sys.argv[1:]
+    {"steps": pipeline_steps, "unet": unet_step, "load": load, "picture": picture}[mode](*arguments)

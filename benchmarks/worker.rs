@@ -1,0 +1,92 @@
+//! This library's half of the benchmark; `benchmarks/diffusers_worker.py` is the other, line for line.
+//!
+//! `bench_worker MODE FOLDER [ARGUMENT ...]` prepares, prints `ready`, and for each line on standard input does one run
+//! and prints its seconds, then the peak of its resident memory in bytes.
+
+use anyhow::{Context, bail};
+use std::io::{BufRead, Write};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+use tch_diffusers::image_processor::OutputType;
+use tch_diffusers::models::ModelMixin;
+use tch_diffusers::models::unets::{UNet, UNet2DConditionModel, UNetInputs};
+use tch_diffusers::nn::Module;
+use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
+use tch_diffusers::{Generator, KindExt};
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["steps", folder, steps] => pipeline_steps(folder, steps.parse()?),
+        ["unet", folder, dtype, latent, batch] => unet_step(folder, dtype, latent.parse()?, batch.parse()?),
+        ["load", folder, dtype] => load(folder, dtype),
+        _ => bail!("unknown arguments {arguments:?}"),
+    }
+}
+
+/// Denoising steps of a pipeline, from ready embeddings to latents.
+fn pipeline_steps(folder: &str, steps: usize) -> anyhow::Result<()> {
+    let mut pipe = StableDiffusionPipeline::from_pretrained(folder).load()?;
+    pipe.progress_bar.disable = true;
+    let embeds = pipe.encode_prompt(&["a red circle on a blue background"], 1, None)?;
+    let negative = pipe.encode_prompt(&[""], 1, None)?;
+    serve(|| {
+        let call = pipe.call_embeds(embeds.shallow_clone()).negative_prompt_embeds(negative.shallow_clone());
+        call.num_inference_steps(steps).seed(0).output_type(OutputType::Latent).run()?;
+        Ok(())
+    })
+}
+
+/// One call of a UNet.
+fn unet_step(folder: &str, dtype: &str, latent: i64, batch: i64) -> anyhow::Result<()> {
+    let kind = Kind::from_torch_name(dtype)?;
+    let unet = UNet2DConditionModel::from_pretrained(folder).torch_dtype(kind).load()?;
+    let mut generator = Generator::cpu(0)?;
+    let sample = generator.randn([batch, 4, latent, latent], kind)?;
+    let text = generator.randn([batch, 77, 768], kind)?;
+    let timestep = Tensor::f_from_slice(&[500f32])?;
+    let _no_grad = tch::no_grad_guard();
+    serve(|| {
+        let _ = UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))?;
+        Ok(())
+    })
+}
+
+/// Reading a UNet; then a look at every weight, since a mapped file is read when it is looked at.
+fn load(folder: &str, dtype: &str) -> anyhow::Result<()> {
+    let kind = Kind::from_torch_name(dtype)?;
+    let mut unet = None;
+    serve(|| {
+        unet = Some(UNet2DConditionModel::from_pretrained(folder).torch_dtype(kind).device(Device::Cpu).load()?);
+        Ok(())
+    })?;
+    let unet = unet.context("no run was asked for")?;
+    let start = Instant::now();
+    for (_, tensor) in unet.node().state_dict() {
+        let _ = tensor.f_flatten(0, -1)?.f_view_dtype(Kind::Int8)?.f_max()?;
+    }
+    println!("{} {}", start.elapsed().as_secs_f64(), peak_resident_bytes()?);
+    Ok(())
+}
+
+fn serve(mut run: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        if line?.is_empty() {
+            break;
+        }
+        let start = Instant::now();
+        run()?;
+        println!("{} {}", start.elapsed().as_secs_f64(), peak_resident_bytes()?);
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// The kernel's VmHWM.
+fn peak_resident_bytes() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}

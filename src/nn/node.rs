@@ -23,7 +23,6 @@ impl Param {
     }
 
     /// A handle to the tensor in the slot; nothing is copied.
-    #[must_use]
     pub fn get(&self) -> Tensor {
         lock(&self.0).shallow_clone()
     }

@@ -5,12 +5,13 @@
 
 use crate::error::{Error, Result};
 use crate::nn::Weights;
+use crate::torch::{MappedFile, MappedTensor};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// Maps a key as the file spells it to the model's spelling. Keys it answers with `None` are passed over.
@@ -19,20 +20,11 @@ pub type KeyMap = fn(&str) -> Option<String>;
 /// The weights of one model, from one file or from several shards.
 #[derive(Debug)]
 pub struct Checkpoint {
-    tensors: HashMap<String, Mapped>,
+    tensors: HashMap<String, MappedTensor>,
     files: Vec<PathBuf>,
     kind: Option<Kind>,
     device: Device,
     state: Mutex<State>,
-}
-
-/// Where a tensor lies: the file's bytes, and what they mean.
-#[derive(Debug)]
-struct Mapped {
-    bytes: Tensor,
-    offset: usize,
-    kind: Kind,
-    shape: Vec<i64>,
 }
 
 /// What building the model has asked for so far.
@@ -55,7 +47,7 @@ impl Checkpoint {
             let (map, metadata, start) = map_file(file)?;
             for (name, info) in metadata.tensors() {
                 let Some(key) = keys(&name) else { continue };
-                tensors.insert(key, Mapped::new(&map, start, info, file, &name)?);
+                tensors.insert(key, mapped(&map, start, info, &name)?);
             }
         }
         Ok(Self { tensors, files: files.to_vec(), kind, device, state: Mutex::default() })
@@ -106,43 +98,41 @@ impl Weights for Checkpoint {
         state.used.insert(path.to_string());
         let tensor = mapped.view()?;
         // Checkpoints of the first Stable Diffusions keep some linear maps as convolutions of one pixel.
-        let same = mapped.shape == shape || mapped.shape.strip_suffix(&[1, 1]).is_some_and(|shorter| shorter == shape);
+        let found = mapped.shape();
+        let same = found == shape || found.strip_suffix(&[1, 1]).is_some_and(|shorter| shorter == shape);
         if !same {
-            state.mismatches.push(format!("`{path}` should be {shape:?} and is {:?}", mapped.shape));
+            state.mismatches.push(format!("`{path}` should be {shape:?} and is {found:?}"));
             return stand_in(shape);
         }
         drop(state);
-        let kind = self.kind.filter(|_| is_floating_point(mapped.kind)).unwrap_or(mapped.kind);
-        Ok(tensor.f_view(shape)?.f_to_device(self.device)?.f_to_kind(kind)?)
+        let kind = self.kind.filter(|_| is_floating_point(mapped.kind())).unwrap_or(mapped.kind());
+        let weight = tensor.f_view(shape)?.f_to_device(self.device)?.f_to_kind(kind)?;
+        if weight.device() != Device::Cpu || weight.data_ptr() != tensor.data_ptr() {
+            mapped.release()?;
+        }
+        Ok(weight)
+    }
+
+    fn origin(&self, path: &str) -> Option<MappedTensor> {
+        self.tensors.get(path).cloned()
     }
 }
 
-impl Mapped {
-    fn new(map: &Tensor, start: usize, info: &TensorInfo, file: &Path, name: &str) -> Result<Self> {
-        let (begin, end) = info.data_offsets;
-        let kind = kind_of(info.dtype).ok_or_else(|| {
-            Error::Unsupported(format!(
-                "{}: `{name}` has dtype {:?}, which tch cannot hold",
-                file.display(),
-                info.dtype
-            ))
-        })?;
-        let bytes = map.f_narrow(0, (start + begin) as i64, (end - begin) as i64)?;
-        Ok(Self { bytes, offset: start + begin, kind, shape: info.shape.iter().map(|&side| side as i64).collect() })
-    }
-
-    /// The tensor itself; a view of the map unless the file has it at an odd address.
-    fn view(&self) -> Result<Tensor> {
-        let bytes = match self.offset % self.kind.elt_size_in_bytes() {
-            0 => self.bytes.shallow_clone(),
-            _ => self.bytes.f_alias_copy()?,
-        };
-        Ok(bytes.f_view_dtype(self.kind)?.f_view(self.shape.as_slice())?)
-    }
+/// The tensor called `name` of a file whose data begin `start` bytes in.
+fn mapped(map: &Arc<MappedFile>, start: usize, info: &TensorInfo, name: &str) -> Result<MappedTensor> {
+    let kind = kind_of(info.dtype).ok_or_else(|| {
+        Error::Unsupported(format!(
+            "{}: `{name}` has dtype {:?}, which tch cannot hold",
+            map.path().display(),
+            info.dtype
+        ))
+    })?;
+    let shape: Vec<_> = info.shape.iter().map(|&side| side as i64).collect();
+    MappedTensor::new(map, start + info.data_offsets.0, kind, &shape)
 }
 
 /// The whole file as bytes, its header, and where the data begins.
-fn map_file(path: &Path) -> Result<(Tensor, Metadata, usize)> {
+fn map_file(path: &Path) -> Result<(Arc<MappedFile>, Metadata, usize)> {
     let invalid = |why: String| Error::Config(format!("{}: not a safetensors file: {why}", path.display()));
     let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
@@ -161,9 +151,7 @@ fn map_file(path: &Path) -> Result<(Tensor, Metadata, usize)> {
     if expected != size {
         return Err(invalid(format!("its header describes {expected} bytes, it has {size}; the download may be cut")));
     }
-    let name = path.to_str().ok_or_else(|| Error::Argument(format!("{}: the name is not UTF-8", path.display())))?;
-    let map = Tensor::f_from_file(name, false, Some(size as i64), (Kind::Uint8, Device::Cpu))?;
-    Ok((map, metadata, start))
+    Ok((MappedFile::open(path, size as usize)?, metadata, start))
 }
 
 /// The header alone: the crate checks offsets, overlaps and lengths.

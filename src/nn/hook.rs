@@ -4,7 +4,7 @@ use super::Node;
 use crate::error::Result;
 use std::fmt::Debug;
 use std::sync::Arc;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// Behaviour around a module's forward: offloading, casting, caching, skipping.
 ///
@@ -31,6 +31,16 @@ pub trait Hook: Debug + Send + Sync {
     /// # Errors
     /// Whatever the hook or the module fails with.
     fn around(&self, node: &Node, inputs: &[Tensor], next: Next<'_>) -> Result<Vec<Tensor>>;
+
+    /// Where the hook takes weights to for a forward, if it moves any.
+    fn execution_device(&self) -> Option<Device> {
+        None
+    }
+
+    /// The dtype that the hook casts weights to for a forward, if it casts any.
+    fn compute_dtype(&self) -> Option<Kind> {
+        None
+    }
 }
 
 /// A hook under the name it is removed by.

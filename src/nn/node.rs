@@ -2,7 +2,7 @@
 
 use super::hook::{Hook, NamedHook, Next};
 use crate::error::{Error, Result};
-use crate::torch::MemoryFormat;
+use crate::torch::{MappedTensor, MemoryFormat};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
@@ -15,21 +15,34 @@ pub trait Module {
 
 /// One weight. Clones share the slot, so a hook can swap the tensor under a layer.
 #[derive(Clone, Debug)]
-pub struct Param(Arc<Mutex<Tensor>>);
+pub struct Param(Arc<Slot>);
+
+#[derive(Debug)]
+struct Slot {
+    tensor: Mutex<Tensor>,
+    origin: Option<MappedTensor>,
+}
 
 impl Param {
-    pub(super) fn new(tensor: Tensor) -> Self {
-        Self(Arc::new(Mutex::new(tensor)))
+    pub(super) fn new(tensor: Tensor, origin: Option<MappedTensor>) -> Self {
+        Self(Arc::new(Slot { tensor: Mutex::new(tensor), origin }))
+    }
+
+    /// The place in a file that the weight was loaded from; none if it came from elsewhere. The tensor in the slot may
+    /// have been cast, moved or changed since.
+    #[must_use]
+    pub fn origin(&self) -> Option<&MappedTensor> {
+        self.0.origin.as_ref()
     }
 
     /// A handle to the tensor in the slot; nothing is copied.
     pub fn get(&self) -> Tensor {
-        lock(&self.0).shallow_clone()
+        lock(&self.0.tensor).shallow_clone()
     }
 
     /// Puts `new` in the slot and hands back what was there.
     pub fn replace(&self, new: Tensor) -> Tensor {
-        std::mem::replace(&mut lock(&self.0), new)
+        std::mem::replace(&mut lock(&self.0.tensor), new)
     }
 }
 
@@ -184,11 +197,28 @@ impl Node {
         self.params().iter().map(|(_, param)| param.get().numel()).sum()
     }
 
-    /// The dtype of the first floating-point weight; float32 if there is none.
+    /// The dtype that the first floating-point weight has in a forward; float32 if there is none.
     #[must_use]
     pub fn dtype(&self) -> Kind {
-        let kinds = self.params().into_iter().map(|(_, param)| param.get().kind());
-        kinds.into_iter().find(|kind| is_floating_point(*kind)).unwrap_or(Kind::Float)
+        let dtype = |node: &Self| {
+            let own = || node.own_params().into_iter().map(|(_, param)| param.get().kind());
+            node.find_in_hooks(|hook| hook.compute_dtype()).or_else(|| own().find(|kind| is_floating_point(*kind)))
+        };
+        self.walk().iter().find_map(dtype).unwrap_or(Kind::Float)
+    }
+
+    /// Where a forward runs: where a hook takes the weights to, or else where they are.
+    #[must_use]
+    pub fn execution_device(&self) -> Device {
+        let hooked = |node: &Self| node.find_in_hooks(|hook| hook.execution_device());
+        self.walk().iter().find_map(hooked).unwrap_or_else(|| self.device())
+    }
+
+    fn find_in_hooks<T>(&self, answer: impl Fn(&dyn Hook) -> Option<T>) -> Option<T> {
+        if !self.0.hooked.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.0.hooks).iter().find_map(|named| answer(named.hook.as_ref()))
     }
 
     /// The device of the first weight; the CPU if there is none.

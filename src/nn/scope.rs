@@ -2,7 +2,7 @@
 
 use super::node::{Module, Node, Param, join};
 use crate::error::Result;
-use crate::torch::Generator;
+use crate::torch::{Generator, MappedTensor};
 use std::ops::Div;
 use std::sync::{Mutex, PoisonError};
 use tch::{Kind, Tensor};
@@ -14,6 +14,12 @@ pub trait Weights {
     /// # Errors
     /// If it cannot be had.
     fn get(&self, path: &str, shape: &[i64]) -> Result<Tensor>;
+
+    /// The place in a file that the weight at `path` was read from and can be read from again, if there is one.
+    fn origin(&self, path: &str) -> Option<MappedTensor> {
+        let _ = path;
+        None
+    }
 }
 
 /// Small random weights from a seed, for tests and for benchmarks of shapes without a checkpoint.
@@ -69,7 +75,9 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// If it cannot be had.
     pub fn param(&self, name: &str, shape: &[i64]) -> Result<Param> {
-        let param = Param::new(self.weights.get(&join(self.node.path(), name), shape)?);
+        let path = join(self.node.path(), name);
+        let tensor = self.weights.get(&path, shape)?;
+        let param = Param::new(tensor, self.weights.origin(&path).map(|origin| origin.reshaped(shape)));
         self.node.push_param(name, param.clone());
         Ok(param)
     }

@@ -26,6 +26,10 @@ unsafe extern "C" {
     fn tds_cuda_open();
     fn tds_cuda_refusal(out: Message, error: Message) -> c_int;
     fn free(pointer: *mut c_void);
+    #[cfg(target_os = "linux")]
+    fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    #[cfg(target_os = "linux")]
+    fn getpagesize() -> c_int;
 }
 
 /// Runs before `main`, and so before the first call of tch: see `shim/cuda.cpp`.
@@ -158,4 +162,28 @@ pub(super) fn cpu_capability() -> Result<String> {
 pub(super) fn cuda_refusal() -> Result<String> {
     // SAFETY: only writes its out-pointers.
     string(|out, error| unsafe { tds_cuda_refusal(out, error) })
+}
+
+/// Drops the pages that hold `length` bytes from `offset` on of `map`, which has to be a whole file's private map that
+/// nobody wrote to: the next look at them reads the file again.
+#[cfg(target_os = "linux")]
+pub(super) fn release_pages(map: &Tensor, offset: usize, length: usize) -> std::io::Result<()> {
+    const MADV_DONTNEED: c_int = 4;
+    // SAFETY: takes nothing and cannot fail.
+    let page = unsafe { getpagesize() } as usize;
+    let start = map.data_ptr() as usize + offset;
+    let first = start / page * page;
+    let length = (start + length).next_multiple_of(page) - first;
+    // SAFETY: the pages belong to the map, which `map` keeps alive and which begins at a page. Their content is the
+    // file's, so dropping them changes no value that anybody sees.
+    match unsafe { madvise(first as *mut c_void, length, MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Elsewhere the system decides by itself which pages of a map it keeps.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn release_pages(_: &Tensor, _: usize, _: usize) -> std::io::Result<()> {
+    Ok(())
 }

@@ -1,12 +1,14 @@
-//! What tch lacks: random generators, memory formats, fallible idioms, and facts about this libtorch.
+//! What tch lacks: random generators, memory formats, mapped files, fallible idioms, and facts about this libtorch.
 
 mod ext;
 mod ffi;
+mod mapped_file;
 mod memory_format;
 mod random;
 mod version;
 
 pub use ext::{DeviceExt, KindExt, TensorExt};
+pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
 pub use version::{cpu_capability, cuda_unavailable_reason, libtorch_version};

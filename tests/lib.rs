@@ -6,6 +6,7 @@
 mod cli;
 mod floors;
 mod loading;
+mod offloading;
 mod parity;
 mod schedulers;
 mod support;

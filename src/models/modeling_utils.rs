@@ -4,6 +4,7 @@
 
 use crate::configuration_utils::{ConfigMap, DIFFUSERS_VERSION, from_map, read_json, write_json};
 use crate::error::{Error, Result};
+use crate::hooks::{GroupOffloading, apply_group_offloading, refuse_if_offloaded, remove_group_offloading};
 use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
 use crate::nn::{Module, Scope, Weights};
 use crate::torch::MemoryFormat;
@@ -23,6 +24,9 @@ pub trait ModelMixin: Module + Sized {
 
     /// What the weights' files are called: `diffusion_pytorch_model`, or `model` for what comes from transformers.
     const WEIGHTS_STEM: &'static str = "diffusion_pytorch_model";
+
+    /// The children that block-level group offloading cuts into blocks of their own: `_group_offload_block_modules`.
+    const GROUP_OFFLOAD_BLOCK_MODULES: &'static [&'static str] = &[];
 
     /// How a checkpoint's keys become the model's. As they are, unless the model says otherwise.
     const KEYS: KeyMap = |key| Some(key.to_string());
@@ -77,13 +81,35 @@ pub trait ModelMixin: Module + Sized {
     /// ```
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where there is no room.
+    /// [`Error::OutOfMemory`] where there is no room; [`Error::Argument`] for a device while offloading is on.
+    // Differs from diffusers: there, moving an offloaded model is a warning, or undoes part of the offloading.
     fn to(&self, target: impl Into<To>) -> Result<()> {
         match target.into() {
-            To::Device(device) => self.node().to_device(device),
+            To::Device(device) => {
+                refuse_if_offloaded(self.node(), "the model cannot be moved")?;
+                self.node().to_device(device)
+            }
             To::Kind(kind) => self.node().to_kind(kind),
             To::MemoryFormat(format) => self.node().to_memory_format(format),
         }
+    }
+
+    /// Has the weights wait on the CPU or in their file, and come to the onload device in groups:
+    /// `unet.enable_group_offload(&GroupOffloading::leaf_level().offload_to_disk(true))?`.
+    ///
+    /// # Errors
+    /// As [`apply_group_offloading`].
+    fn enable_group_offload(&self, options: &GroupOffloading) -> Result<()> {
+        let options = options.clone().or_block_modules(Self::GROUP_OFFLOAD_BLOCK_MODULES);
+        apply_group_offloading(self.node(), &options)
+    }
+
+    /// Undoes [`ModelMixin::enable_group_offload`]; says whether there was anything to undo.
+    ///
+    /// # Errors
+    /// As [`remove_group_offloading`].
+    fn disable_group_offload(&self) -> Result<bool> {
+        remove_group_offloading(self.node())
     }
 }
 

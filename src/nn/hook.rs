@@ -32,6 +32,14 @@ pub trait Hook: Debug + Send + Sync {
     /// Whatever the hook or the module fails with.
     fn around(&self, node: &Node, inputs: &[Tensor], next: Next<'_>) -> Result<Vec<Tensor>>;
 
+    /// Undoes what was done to the weights when the hook was attached; [`Node::detach_hook`] calls it.
+    ///
+    /// # Errors
+    /// Where it cannot be undone.
+    fn detach(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the hook takes weights to for a forward, if it moves any.
     fn execution_device(&self) -> Option<Device> {
         None

@@ -284,6 +284,16 @@ impl Node {
         hooks.len() < before
     }
 
+    /// As [`Node::remove_hook`], once the hook has undone what was done to the weights for it.
+    ///
+    /// # Errors
+    /// If that cannot be undone; the hook stays then.
+    pub fn detach_hook(&self, name: &str) -> Result<bool> {
+        let hook = lock(&self.0.hooks).iter().find(|known| known.name == name).map(|known| known.hook.clone());
+        hook.map_or(Ok(()), |hook| hook.detach())?;
+        Ok(self.remove_hook(name))
+    }
+
     /// The names of the hooks around this node, outermost first.
     #[must_use]
     pub fn hook_names(&self) -> Vec<String> {

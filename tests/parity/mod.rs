@@ -3,6 +3,7 @@
 mod clip_text_model;
 mod clip_tokenizer;
 mod images;
+mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;

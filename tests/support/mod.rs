@@ -1,6 +1,7 @@
 //! What the tests share: diffusers' own results, and the table of differences to them.
 
 mod checkpoint;
+mod transfers;
 
 pub(crate) use checkpoint::Checkpoint;
 use serde_json::Value;
@@ -9,6 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tch::Tensor;
+pub(crate) use transfers::transfers;
 
 /// The folder of what `tests/fixtures/make.py` wrote for `group`.
 pub(crate) fn generated(group: &str) -> PathBuf {

@@ -196,6 +196,8 @@ impl Module for AutoencoderKL {
 impl ModelMixin for AutoencoderKL {
     type Config = AutoencoderKLConfig;
     const CLASS_NAME: &'static str = "AutoencoderKL";
+    const GROUP_OFFLOAD_BLOCK_MODULES: &'static [&'static str] =
+        &["quant_conv", "post_quant_conv", "encoder", "decoder"];
     const KEYS: KeyMap = |key| Some(legacy_key(key).unwrap_or_else(|| key.into()));
 
     fn from_scope(config: AutoencoderKLConfig, scope: Scope<'_>) -> Result<Self> {

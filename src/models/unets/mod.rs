@@ -11,6 +11,7 @@ pub use unet_2d_condition::{AddedCond, UNet2DConditionConfig, UNet2DConditionMod
 
 use crate::error::Result;
 use crate::models::To;
+use crate::nn::Node;
 use std::any::Any;
 use std::fmt::Debug;
 use tch::{Device, Kind, Tensor};
@@ -32,7 +33,7 @@ pub trait UNet: Debug + Send + Sync {
     /// The dtype that the sample is to have.
     fn dtype(&self) -> Kind;
 
-    /// The device that the inputs are to be on.
+    /// The device that the inputs are to be on: that of the weights, or that where offloading takes them.
     fn device(&self) -> Device;
 
     /// Moves, casts or re-lays the weights, in place.
@@ -40,6 +41,11 @@ pub trait UNet: Debug + Send + Sync {
     /// # Errors
     /// [`crate::Error::OutOfMemory`] where there is no room, [`crate::Error::Unsupported`] where they are fixed.
     fn move_to(&self, target: To) -> Result<()>;
+
+    /// The module tree, for hooks; none where there is no tree, as in a traced UNet.
+    fn module_tree(&self) -> Option<&Node> {
+        None
+    }
 
     /// The UNet itself, for those who know what it is.
     fn as_any(&self) -> &dyn Any;

@@ -189,11 +189,15 @@ impl UNet for UNet2DConditionModel {
     }
 
     fn device(&self) -> Device {
-        self.node.device()
+        self.node.execution_device()
     }
 
     fn move_to(&self, target: To) -> Result<()> {
         ModelMixin::to(self, target)
+    }
+
+    fn module_tree(&self) -> Option<&Node> {
+        Some(&self.node)
     }
 
     fn as_any(&self) -> &dyn Any {

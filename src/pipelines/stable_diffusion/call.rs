@@ -194,6 +194,12 @@ impl<'a> StableDiffusionCall<'a> {
     /// whatever a callback fails with. The pipeline can be called again afterwards.
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
+        let output = self.draw();
+        self.pipe.maybe_free_model_hooks();
+        output
+    }
+
+    fn draw(&mut self) -> Result<StableDiffusionPipelineOutput> {
         let (height, width) = self.size()?;
         self.check(height, width)?;
         let batch = self.batch() * self.num_images_per_prompt;
@@ -224,7 +230,8 @@ impl<'a> StableDiffusionCall<'a> {
         };
         let latents = latents.f_mul_scalar(self.pipe.scheduler.init_noise_sigma())?;
 
-        let denoise = Denoise { eta: self.eta, guidance_rescale: self.guidance_rescale, callback: self.callback };
+        let denoise =
+            Denoise { eta: self.eta, guidance_rescale: self.guidance_rescale, callback: self.callback.take() };
         let latents = denoise.run(self.pipe, latents, prompt_embeds, self.guidance_scale, generators)?;
         if self.output_type == OutputType::Latent {
             return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents) });

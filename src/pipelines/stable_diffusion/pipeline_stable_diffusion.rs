@@ -6,6 +6,7 @@ use super::call::StableDiffusionCall;
 use super::loading::StableDiffusionLoader;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
+use crate::hooks::ModelOffload;
 use crate::image_processor::VaeImageProcessor;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
@@ -62,6 +63,7 @@ pub struct StableDiffusionPipeline {
     /// How a call shows that it goes on.
     pub progress_bar: ProgressBarConfig,
     pub(super) image_processor: VaeImageProcessor,
+    pub(super) model_offload: Option<ModelOffload>,
 }
 
 impl StableDiffusionPipeline {
@@ -82,7 +84,7 @@ impl StableDiffusionPipeline {
         let scheduler = up_to_date(scheduler)?;
         let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
         let progress_bar = ProgressBarConfig::default();
-        Ok(Self { vae, text_encoder, tokenizer, unet, scheduler, progress_bar, image_processor })
+        Ok(Self { vae, text_encoder, tokenizer, unet, scheduler, progress_bar, image_processor, model_offload: None })
     }
 
     /// Puts `unet` in the UNet's place: another checkpoint's, a traced one, or anything that implements [`UNet`].
@@ -106,15 +108,19 @@ impl StableDiffusionPipeline {
     /// Moves all models to a device, casts them to a dtype, or lays them out in a memory format.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where there is no room; [`Error::Unsupported`] if the UNet is of a kind that cannot follow.
+    /// [`Error::OutOfMemory`] where there is no room; [`Error::Unsupported`] if the UNet is of a kind that cannot follow;
+    /// [`Error::Argument`] for a device while offloading is on.
     pub fn to(&mut self, target: impl Into<To>) -> Result<()> {
         let target = target.into();
+        if matches!(target, To::Device(_)) {
+            self.refuse_to_move()?;
+        }
         self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
         self.unet.move_to(target).map_err(|error| error.within("unet"))?;
         self.vae.to(target).map_err(|error| error.within("vae"))
     }
 
-    /// Where the models lie and the work is done.
+    /// Where the work is done: where the models lie, or where offloading takes them.
     #[must_use]
     pub fn device(&self) -> Device {
         self.unet.device()
@@ -181,7 +187,7 @@ impl StableDiffusionPipeline {
         if let Some(removed) = &tokens.removed_text {
             tracing::warn!("CLIP takes at most {max_length} tokens, so this part of the prompt was cut: {removed:?}");
         }
-        let device = self.text_encoder.node().device();
+        let device = self.text_encoder.node().execution_device();
         let input_ids = tokens.input_ids.f_to_device(device)?;
         let attention_mask = match self.text_encoder.config().use_attention_mask {
             true => Some(tokens.attention_mask.f_to_device(device)?),

@@ -1,0 +1,40 @@
+//! Hooks that come with the library: what happens around the forwards of models that know nothing of it.
+
+mod cpu_offload;
+mod group_offloading;
+mod residency;
+
+pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
+pub use group_offloading::{
+    GroupOffloading, GroupOffloadingType, OffloadGroup, apply_group_offloading, remove_group_offloading,
+};
+
+use crate::error::{Error, Result};
+use crate::nn::Node;
+
+const GROUP_OFFLOADING: &str = "group_offloading";
+const GROUP_OFFLOADING_ROOT: &str = "group_offloading_root";
+const MODEL_OFFLOADING: &str = "model_cpu_offload";
+const SEQUENTIAL_OFFLOADING: &str = "sequential_cpu_offload";
+
+/// Refuses what does not go together with an offloading that is at work at or below `node`.
+///
+/// # Errors
+/// [`Error::Argument`] naming the offloading, and what could not be done.
+pub fn refuse_if_offloaded(node: &Node, what: &str) -> Result<()> {
+    match offloading(node) {
+        None => Ok(()),
+        Some(name) => Err(Error::Argument(format!("{what} while {name} is on: switch it off first"))),
+    }
+}
+
+/// What offloading is at work at or below `node`, in words.
+pub(crate) fn offloading(node: &Node) -> Option<&'static str> {
+    let named = |name: String| match name.as_str() {
+        GROUP_OFFLOADING | GROUP_OFFLOADING_ROOT => Some("group offloading"),
+        MODEL_OFFLOADING => Some("model offloading"),
+        SEQUENTIAL_OFFLOADING => Some("sequential offloading"),
+        _ => None,
+    };
+    node.walk().iter().flat_map(Node::hook_names).find_map(named)
+}

@@ -1,0 +1,174 @@
+//! Weights that are on a device for the time of a forward.
+//!
+//! The originals are kept while copies of them are on the device, so that going back is dropping the copies: nothing is
+//! copied back, and a forward that fails leaves the very tensors that were there before.
+
+use crate::error::{Error, Result};
+use crate::nn::Param;
+use crate::torch::{MappedTensor, MemoryFormat};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tch::{Device, Kind, Tensor};
+
+/// Some weights of a model, and the device they go to together.
+#[derive(Debug)]
+pub(super) struct Residency {
+    name: String,
+    weights: Vec<Weight>,
+    device: Device,
+    non_blocking: bool,
+    /// What the slots held before; there while the weights are on the device.
+    originals: Mutex<Option<Vec<Tensor>>>,
+}
+
+/// A weight, and the file it is read from anew for each forward, if it is.
+#[derive(Debug)]
+pub(super) struct Weight {
+    param: Param,
+    file: Option<InFile>,
+}
+
+/// How a weight is made from its file.
+#[derive(Debug)]
+struct InFile {
+    tensor: MappedTensor,
+    kind: Kind,
+    format: MemoryFormat,
+}
+
+impl Residency {
+    /// `name` is what the log calls it.
+    pub(super) fn new(name: String, weights: Vec<Weight>, device: Device, non_blocking: bool) -> Self {
+        Self { name, weights, device, non_blocking, originals: Mutex::default() }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The dtype that weights read from their file are cast to, where that is another than the file's.
+    pub(super) fn compute_dtype(&self) -> Option<Kind> {
+        let cast = |weight: &Weight| weight.file.as_ref().map(|file| (file.kind, file.tensor.kind()));
+        self.weights.iter().filter_map(cast).find(|(kind, stored)| kind != stored).map(|(kind, _)| kind)
+    }
+
+    fn originals(&self) -> MutexGuard<'_, Option<Vec<Tensor>>> {
+        self.originals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_onloaded(&self) -> bool {
+        self.originals().is_some()
+    }
+
+    /// Brings the weights to the device: all of them, or none if one finds no room.
+    pub(super) fn onload(&self) -> Result<()> {
+        let mut originals = self.originals();
+        if originals.is_some() {
+            return Ok(());
+        }
+        tracing::trace!(target: "tch_diffusers::hooks", group = self.name.as_str(), "onload");
+        let onload = |weight: &Weight| weight.onload(self.device, self.non_blocking);
+        let copies = self.weights.iter().map(onload).collect::<Result<Vec<_>>>()?;
+        let replaced = self.weights.iter().zip(copies).map(|(weight, copy)| weight.param.replace(copy));
+        *originals = Some(replaced.collect());
+        Ok(())
+    }
+
+    /// Puts the originals back. Does nothing where the weights are not on the device.
+    pub(super) fn offload(&self) {
+        let Some(originals) = self.originals().take() else { return };
+        tracing::trace!(target: "tch_diffusers::hooks", group = self.name.as_str(), "offload");
+        for (weight, original) in self.weights.iter().zip(originals) {
+            drop(weight.param.replace(original));
+            weight.release();
+        }
+    }
+
+    /// The inputs of a forward, on the device.
+    pub(super) fn receive(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let receive =
+            |input: &Tensor| Ok(input.f_to_device_(self.device, input.f_kind()?, self.non_blocking, false)?);
+        inputs.iter().map(receive).collect()
+    }
+
+    /// Leaves weights that are read from their files to the files alone.
+    pub(super) fn drop_copies(&self) -> Result<()> {
+        self.weights.iter().try_for_each(Weight::drop_copy)
+    }
+
+    /// Undoes [`Residency::drop_copies`]: all weights, or none if one finds no room.
+    pub(super) fn restore_copies(&self) -> Result<()> {
+        self.offload();
+        let copies = self.weights.iter().map(|weight| weight.onload(Device::Cpu, false)).collect::<Result<Vec<_>>>()?;
+        for (weight, copy) in self.weights.iter().zip(copies) {
+            drop(weight.param.replace(copy));
+        }
+        Ok(())
+    }
+}
+
+impl Weight {
+    /// A weight that stays in memory.
+    pub(super) fn in_memory(param: Param) -> Self {
+        Self { param, file: None }
+    }
+
+    /// A weight that is read from the file it was loaded from. `key` is its name in errors.
+    pub(super) fn in_file(key: &str, param: Param) -> Result<Self> {
+        let refuse = |why: &str| Err(Error::Argument(format!("`{key}` cannot be left to its file: {why}")));
+        let Some(tensor) = param.origin().cloned() else {
+            return refuse("it did not come from a safetensors file");
+        };
+        if tensor.is_written()? {
+            return refuse("weights of that file were changed in place since they were loaded");
+        }
+        let weight = param.get();
+        if weight.device() != Device::Cpu {
+            return refuse("it was moved from the CPU");
+        }
+        let format = match weight.dim() == 4 && !weight.is_contiguous() {
+            true => MemoryFormat::ChannelsLast,
+            false => MemoryFormat::Contiguous,
+        };
+        let file = InFile { tensor, kind: weight.f_kind()?, format };
+        // A copy, because it has another dtype or order: no change is lost if the file gives the same once more.
+        if !file.tensor.is(&weight)? {
+            let again = file.read(Device::Cpu, false)?;
+            let same = again.stride() == weight.stride() && again.f_equal(&weight)?;
+            file.tensor.release()?;
+            if !same {
+                return refuse("it was changed since it was loaded");
+            }
+        }
+        Ok(Self { param, file: Some(file) })
+    }
+
+    /// The weight on `device`. One that was replaced since offloading began is taken as it is now.
+    fn onload(&self, device: Device, non_blocking: bool) -> Result<Tensor> {
+        let current = self.param.get();
+        match &self.file {
+            Some(file) if file.tensor.is(&current)? => file.read(device, non_blocking),
+            _ => Ok(current.f_to_device_(device, current.f_kind()?, non_blocking, false)?),
+        }
+    }
+
+    fn drop_copy(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        drop(self.param.replace(file.tensor.view()?));
+        file.tensor.release()
+    }
+
+    /// Gives the file's pages back. That it cannot be done costs memory, and nothing else.
+    fn release(&self) {
+        if let Some(Err(error)) = self.file.as_ref().map(|file| file.tensor.release()) {
+            tracing::debug!(target: "tch_diffusers::hooks", "{error}");
+        }
+    }
+}
+
+impl InFile {
+    fn read(&self, device: Device, non_blocking: bool) -> Result<Tensor> {
+        let stored = self.tensor.view()?;
+        let moved = stored.f_to_device_(device, self.tensor.kind(), non_blocking, false)?;
+        self.format.apply(&moved.f_to_kind(self.kind)?)
+    }
+}

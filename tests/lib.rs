@@ -5,8 +5,10 @@
 
 mod cli;
 mod floors;
+mod gpu;
 mod loading;
 mod offloading;
 mod parity;
 mod schedulers;
+mod stable_diffusion;
 mod support;

@@ -79,6 +79,45 @@ fn bad_input_ends_with_2_and_says_what_fits() {
 }
 
 #[test]
+fn offloading_changes_no_pixel_and_no_byte_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    generate(&["--output", "plain.png"], folder.path());
+    let plain = std::fs::read(folder.path().join("plain.png")).unwrap();
+    let cases: [&[&str]; 5] = [
+        &["--offload", "model"],
+        &["--offload", "sequential"],
+        &["--offload", "group", "--blocks-per-group", "2"],
+        &["--offload", "group", "--offload-disk"],
+        &["--offload", "group", "--offload-type", "leaf", "--offload-disk"],
+    ];
+    for more in cases {
+        generate(&[more, &["--output", "offloaded.png"]].concat(), folder.path());
+        assert_eq!(std::fs::read(folder.path().join("offloaded.png")).unwrap(), plain, "{more:?}");
+    }
+}
+
+#[test]
+fn contradictions_in_offloading_are_found_before_the_model_is_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &str); 6] = [
+        (&["--offload-disk"], "--offload-disk goes with --offload group"),
+        (&["--offload", "model", "--offload-type", "leaf"], "--offload-type goes with --offload group"),
+        (&["--offload", "sequential", "--blocks-per-group", "2"], "--blocks-per-group goes with --offload group"),
+        (
+            &["--offload", "group", "--offload-type", "leaf", "--blocks-per-group", "2"],
+            "goes with --offload-type block",
+        ),
+        (&["--offload", "group", "--blocks-per-group", "0"], "at least 1"),
+        (&["--offload", "everything"], "model, sequential, group"),
+    ];
+    for (more, expected) in cases {
+        let output = run(&[&STAR[..], &["--model", "nowhere"], more].concat(), folder.path());
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{more:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn a_missing_model_ends_with_3_and_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(&[&STAR[..], &["--model", "nowhere"]].concat(), folder.path());
@@ -147,6 +186,11 @@ fn help_is_complete_and_has_examples() {
         "--variant",
         "--output",
         "--from",
+        "--offload",
+        "--offload-type",
+        "--blocks-per-group",
+        "--offload-disk",
+        "Memory:",
         "Examples:",
     ];
     for option in options {

@@ -1,6 +1,7 @@
 //! `tch-diffusers generate`: pictures of prompts, as PNG files.
 
 use crate::interrupt;
+use crate::offload::Offload;
 use crate::outcome::{Interrupted, ModelError};
 use crate::parameters::Parameters;
 use anyhow::{Context, bail};
@@ -85,6 +86,8 @@ pub(crate) struct Generate {
     /// Shows no progress bars.
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    offload: Offload,
 }
 
 fn scheduler_name(name: &str) -> Result<String, Error> {
@@ -105,8 +108,11 @@ impl Generate {
         let (parameters, only) = self.parameters()?;
         let kind = Kind::from_torch_name(&parameters.dtype)?;
         let device = Device::from_torch_name(&parameters.device)?;
+        self.offload.check(device)?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
-        let mut pipe = load(&parameters, kind, device, progress)?;
+        let home = if self.offload.is_on() { Device::Cpu } else { device };
+        let mut pipe = load(&parameters, kind, home, progress)?;
+        self.offload.enable(&mut pipe, device)?;
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }

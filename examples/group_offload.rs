@@ -10,7 +10,7 @@ use tch_diffusers::utils::assets::bundled_model;
 fn main() -> anyhow::Result<()> {
     let mut pipe = StableDiffusionPipeline::from_pretrained(bundled_model()?).load()?;
     let options = GroupOffloading::block_level(2).onload_device(Device::cuda_if_available());
-    if let Some(unet) = pipe.unet.module_tree() {
+    if let Some(unet) = pipe.unet.tree() {
         for group in options.groups(unet)? {
             let weights = group.params.iter().map(|(_, param)| param.get());
             let bytes: usize = weights.map(|weight| weight.numel() * weight.kind().elt_size_in_bytes()).sum();

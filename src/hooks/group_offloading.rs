@@ -211,15 +211,17 @@ pub fn apply_group_offloading(node: &Node, options: &GroupOffloading) -> Result<
         node.to_device(options.offload_device)?;
     }
     residencies.iter().try_for_each(|residency| residency.drop_copies())?;
-    node.add_hook(GROUP_OFFLOADING_ROOT, Root(residencies.clone()));
+    let all = residencies.clone();
     for (group, residency) in groups.iter().zip(residencies) {
         for member in group.hooked() {
             let is = |leader: &Node| leader.path() == member.path();
             let (onloads, offloads) = (is(&group.onload_leader), is(&group.offload_leader));
             let hook = GroupOffloadingHook { residency: residency.clone(), onloads, offloads };
-            member.add_hook(GROUP_OFFLOADING, hook);
+            // Outermost, so that layerwise casting casts on the onload device, and fewer bytes travel.
+            member.add_outer_hook(GROUP_OFFLOADING, hook);
         }
     }
+    node.add_outer_hook(GROUP_OFFLOADING_ROOT, Root(all));
     Ok(())
 }
 
@@ -268,14 +270,18 @@ impl Hook for GroupOffloadingHook {
     }
 }
 
-/// Around the model: sends away what is left when a forward ends between the first and the last module of a group.
+/// Around the model: takes its inputs to the onload device, for what the model does with them itself, and sends away what is left when a forward ends between the first and the last module of a group.
 // Differs from diffusers: there, such a group stays on the device.
 #[derive(Debug)]
 struct Root(Vec<Arc<Residency>>);
 
 impl Hook for Root {
     fn around(&self, _: &Node, inputs: &[Tensor], next: Next<'_>) -> Result<Vec<Tensor>> {
-        let outputs = next.run(inputs);
+        let inputs = match self.0.first() {
+            Some(residency) => residency.receive(inputs)?,
+            None => inputs.iter().map(Tensor::shallow_clone).collect(),
+        };
+        let outputs = next.run(&inputs);
         self.0.iter().for_each(|residency| residency.offload());
         outputs
     }

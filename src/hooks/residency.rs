@@ -125,6 +125,9 @@ impl Weight {
         if weight.device() != Device::Cpu {
             return refuse("it was moved from the CPU");
         }
+        if weight.f_kind()?.elt_size_in_bytes() == 1 && weight.f_kind()? != tensor.kind() {
+            return refuse("layerwise casting stores it in 8 bits, which a file of more bits does not give");
+        }
         let format = match weight.dim() == 4 && !weight.is_contiguous() {
             true => MemoryFormat::ChannelsLast,
             false => MemoryFormat::Contiguous,

@@ -45,7 +45,7 @@ pub trait Hook: Debug + Send + Sync {
         None
     }
 
-    /// The dtype that the hook casts weights to for a forward, if it casts any.
+    /// The dtype that the module computes in, for a hook that lets its weights be stored in another; none by default.
     fn compute_dtype(&self) -> Option<Kind> {
         None
     }

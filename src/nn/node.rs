@@ -275,6 +275,14 @@ impl Node {
         self.0.hooked.store(true, Ordering::Release);
     }
 
+    /// As [`Node::add_hook`], outside the hooks that are there already.
+    pub fn add_outer_hook(&self, name: &str, hook: impl Hook + 'static) {
+        let mut hooks = lock(&self.0.hooks);
+        hooks.retain(|known| known.name != name);
+        hooks.insert(0, NamedHook { name: name.into(), hook: Arc::new(hook) });
+        self.0.hooked.store(true, Ordering::Release);
+    }
+
     /// Takes the hook called `name` off this node; says whether there was one.
     pub fn remove_hook(&self, name: &str) -> bool {
         let mut hooks = lock(&self.0.hooks);
@@ -289,9 +297,14 @@ impl Node {
     /// # Errors
     /// If that cannot be undone; the hook stays then.
     pub fn detach_hook(&self, name: &str) -> Result<bool> {
-        let hook = lock(&self.0.hooks).iter().find(|known| known.name == name).map(|known| known.hook.clone());
-        hook.map_or(Ok(()), |hook| hook.detach())?;
+        self.hook(name).map_or(Ok(()), |hook| hook.detach())?;
         Ok(self.remove_hook(name))
+    }
+
+    /// The hook called `name` around this node.
+    #[must_use]
+    pub fn hook(&self, name: &str) -> Option<Arc<dyn Hook>> {
+        lock(&self.0.hooks).iter().find(|known| known.name == name).map(|known| known.hook.clone())
     }
 
     /// The names of the hooks around this node, outermost first.

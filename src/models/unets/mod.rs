@@ -42,8 +42,8 @@ pub trait UNet: Debug + Send + Sync {
     /// [`crate::Error::OutOfMemory`] where there is no room, [`crate::Error::Unsupported`] where they are fixed.
     fn move_to(&self, target: To) -> Result<()>;
 
-    /// The module tree, for hooks; none where there is no tree, as in a traced UNet.
-    fn module_tree(&self) -> Option<&Node> {
+    /// The tree of modules, for techniques that walk it; `None` for a UNet that has none, such as a traced one.
+    fn tree(&self) -> Option<&Node> {
         None
     }
 

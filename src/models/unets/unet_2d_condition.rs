@@ -196,7 +196,7 @@ impl UNet for UNet2DConditionModel {
         ModelMixin::to(self, target)
     }
 
-    fn module_tree(&self) -> Option<&Node> {
+    fn tree(&self) -> Option<&Node> {
         Some(&self.node)
     }
 

@@ -87,7 +87,7 @@ impl StableDiffusionPipeline {
         if let Some(offload) = self.model_offload.take() {
             offload.remove();
         }
-        let nodes = [Some(self.text_encoder.node()), self.unet.module_tree(), Some(self.vae.node())];
+        let nodes = [Some(self.text_encoder.node()), self.unet.tree(), Some(self.vae.node())];
         for node in nodes.into_iter().flatten() {
             remove_group_offloading(node)?;
             remove_sequential_offloading(node);
@@ -104,12 +104,12 @@ impl StableDiffusionPipeline {
 
     /// What is offloaded cannot be moved: the hooks would take it where it belongs once more.
     pub(super) fn refuse_to_move(&self) -> Result<()> {
-        let nodes = [Some(self.text_encoder.node()), self.unet.module_tree(), Some(self.vae.node())];
+        let nodes = [Some(self.text_encoder.node()), self.unet.tree(), Some(self.vae.node())];
         nodes.into_iter().flatten().try_for_each(|node| refuse_if_offloaded(node, "the pipeline cannot be moved"))
     }
 
     fn models(&self) -> Result<Vec<(&'static str, Node)>> {
-        let unet = self.unet.module_tree().ok_or_else(|| {
+        let unet = self.unet.tree().ok_or_else(|| {
             Error::Unsupported(
                 "this pipeline's UNet has no module tree, so that its weights cannot be offloaded".into(),
             )

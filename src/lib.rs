@@ -26,6 +26,7 @@
 //! | [`models`] | the networks: text encoders, UNets, autoencoders; `from_pretrained`, `save_pretrained`, `to` |
 //! | [`schedulers`] | noise schedules and the solvers that walk them |
 //! | [`loaders`] | weights from files, mapped into memory |
+//! | [`hooks`] | techniques that hang around modules: weights stored in fewer bits |
 //! | [`nn`] | the module tree: weights with names, and hooks around every forward |
 //! | [`torch`] | what tch lacks: generators with torch's own numbers, memory formats |
 //! | [`image_processor`], [`utils`] | pictures in and out, progress bars |
@@ -42,6 +43,7 @@
 
 pub mod configuration_utils;
 pub mod error;
+pub mod hooks;
 pub mod image_processor;
 pub mod loaders;
 pub mod models;

@@ -7,7 +7,7 @@ const FLOORS: [&[&str]; 6] = [
     &["error", "utils", "configuration_utils"],
     &["torch"],
     &["nn"],
-    &["schedulers", "loaders"],
+    &["schedulers", "loaders", "hooks"],
     &["models", "image_processor"],
     &["pipelines"],
 ];

@@ -4,7 +4,7 @@ use super::Node;
 use crate::error::Result;
 use std::fmt::Debug;
 use std::sync::Arc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Behaviour around a module's forward: offloading, casting, caching, skipping.
 ///
@@ -31,6 +31,11 @@ pub trait Hook: Debug + Send + Sync {
     /// # Errors
     /// Whatever the hook or the module fails with.
     fn around(&self, node: &Node, inputs: &[Tensor], next: Next<'_>) -> Result<Vec<Tensor>>;
+
+    /// The dtype that the module computes in, for a hook that lets its weights be stored in another; none by default.
+    fn compute_dtype(&self) -> Option<Kind> {
+        None
+    }
 }
 
 /// A hook under the name it is removed by.

@@ -2,7 +2,8 @@
 
 use super::hook::{Hook, NamedHook, Next};
 use crate::error::{Error, Result};
-use crate::torch::MemoryFormat;
+use crate::torch::{KindExt, MemoryFormat};
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
@@ -44,6 +45,7 @@ struct Inner {
     params: Mutex<Vec<(String, Param)>>,
     children: Mutex<Vec<(String, Node)>>,
     hooks: Mutex<Vec<NamedHook>>,
+    setting: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// Whether `hooks` holds any: what a forward without hooks looks at instead of taking the lock.
     hooked: AtomicBool,
 }
@@ -59,6 +61,10 @@ impl Node {
 
     pub(super) fn push_param(&self, name: &str, param: Param) {
         lock(&self.0.params).push((name.into(), param));
+    }
+
+    pub(super) fn attach(&self, setting: Arc<dyn Any + Send + Sync>) {
+        self.0.setting.get_or_init(|| setting);
     }
 
     /// The child called `name`, made by `make` if there is none yet.
@@ -184,11 +190,23 @@ impl Node {
         self.params().iter().map(|(_, param)| param.get().numel()).sum()
     }
 
-    /// The dtype of the first floating-point weight; float32 if there is none.
+    /// The setting that this node's module shares with whoever walks the tree, if it has one of this type.
+    #[must_use]
+    pub fn setting<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.0.setting.get().and_then(|setting| setting.clone().downcast().ok())
+    }
+
+    /// The dtype that is computed in: what a hook says that casts weights, or else that of the first floating-point
+    /// weight; float32 if there is none.
     #[must_use]
     pub fn dtype(&self) -> Kind {
+        let hooked = self.walk().into_iter().filter(|node| node.0.hooked.load(Ordering::Acquire));
+        let computed = hooked.flat_map(|node| lock(&node.0.hooks).clone()).find_map(|hook| hook.hook.compute_dtype());
+        if let Some(kind) = computed {
+            return kind;
+        }
         let kinds = self.params().into_iter().map(|(_, param)| param.get().kind());
-        kinds.into_iter().find(|kind| is_floating_point(*kind)).unwrap_or(Kind::Float)
+        kinds.into_iter().find(|kind| kind.is_floating_point()).unwrap_or(Kind::Float)
     }
 
     /// The device of the first weight; the CPU if there is none.
@@ -216,7 +234,7 @@ impl Node {
     /// [`Error::OutOfMemory`] where a copy has no room.
     pub fn to_kind(&self, kind: Kind) -> Result<()> {
         self.map(|tensor| {
-            Ok(if is_floating_point(tensor.kind()) { tensor.f_to_kind(kind)? } else { tensor.shallow_clone() })
+            Ok(if tensor.kind().is_floating_point() { tensor.f_to_kind(kind)? } else { tensor.shallow_clone() })
         })
     }
 
@@ -254,16 +272,17 @@ impl Node {
         hooks.len() < before
     }
 
+    /// The hook called `name` around this node.
+    #[must_use]
+    pub fn hook(&self, name: &str) -> Option<Arc<dyn Hook>> {
+        lock(&self.0.hooks).iter().find(|known| known.name == name).map(|known| known.hook.clone())
+    }
+
     /// The names of the hooks around this node, outermost first.
     #[must_use]
     pub fn hook_names(&self) -> Vec<String> {
         lock(&self.0.hooks).iter().map(|hook| hook.name.clone()).collect()
     }
-}
-
-/// Whether weights of this dtype follow `to_kind`.
-fn is_floating_point(kind: Kind) -> bool {
-    !matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64 | Kind::Bool)
 }
 
 pub(super) fn join(path: &str, name: &str) -> String {

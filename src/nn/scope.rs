@@ -3,8 +3,9 @@
 use super::node::{Module, Node, Param, join};
 use crate::error::Result;
 use crate::torch::Generator;
+use std::any::Any;
 use std::ops::Div;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 /// Where weights come from: a checkpoint, an initialiser, a quantizer around either.
@@ -72,6 +73,11 @@ impl<'a> Scope<'a> {
         let param = Param::new(self.weights.get(&join(self.node.path(), name), shape)?);
         self.node.push_param(name, param.clone());
         Ok(param)
+    }
+
+    /// Shares `setting` with whoever walks the tree: [`Node::setting`] finds it. A node has one, the first.
+    pub fn attach<T: Any + Send + Sync>(&self, setting: Arc<T>) {
+        self.node.attach(setting);
     }
 
     /// The finished node, its class named after `M`.

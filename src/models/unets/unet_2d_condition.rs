@@ -165,6 +165,7 @@ impl ModelMixin for UNet2DConditionModel {
     type Config = UNet2DConditionConfig;
 
     const CLASS_NAME: &'static str = "UNet2DConditionModel";
+    const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &["norm"];
 
     fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self> {
         Self::new(config, scope)

@@ -1,16 +1,17 @@
-# make demo      draws a picture with the bundled model
-# make test      every test: Rust, parity against diffusers, Python
-# make parity    the table of differences to diffusers, from the last `make test`
-# make judge     how many of 200 prompts the bundled model draws right, here and in diffusers
-# make bench     time and memory side by side with diffusers
-# make lint      formatting, clippy, rustdoc
+# make demo        draws a picture with the bundled model
+# make test        every test: Rust, parity against diffusers, Python
+# make parity      the table of differences to diffusers, from the last `make test`
+# make judge       how many of 200 prompts the bundled model draws right, here and in diffusers
+# make bench       time and memory side by side with diffusers
+# make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests there
+# make lint        formatting, clippy, rustdoc
 
 PROMPT ?= a yellow star on a blue background
 SEED   ?= 7
 PYTHON_ENV := .venv/bin/python
 BINARY := target/release/tch-diffusers
 
-.PHONY: demo build test fixtures parity judge bench lint libtorch python clean
+.PHONY: demo build test fixtures parity judge bench gpu-bundle lint libtorch python clean
 
 demo: build
 	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
@@ -47,6 +48,9 @@ judge: build python
 bench: build python
 	cargo build --release --example bench_worker
 	$(PYTHON_ENV) benchmarks/bench.py
+
+gpu-bundle: build fixtures
+	@scripts/gpu_bundle.sh
 
 lint: libtorch
 	cargo fmt --all --check

@@ -5,7 +5,9 @@
 
 mod cli;
 mod floors;
+mod gpu;
 mod loading;
 mod parity;
 mod schedulers;
+mod stable_diffusion;
 mod support;

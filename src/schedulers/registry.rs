@@ -29,9 +29,9 @@ pub enum SchedulerKind {
     /// [`PNDMScheduler`], in short `pndm`.
     PNDM,
     /// [`EulerDiscreteScheduler`], in short `euler`.
-    Euler,
+    EulerDiscrete,
     /// [`EulerAncestralDiscreteScheduler`], in short `euler_a`.
-    EulerAncestral,
+    EulerAncestralDiscrete,
     /// [`DPMSolverMultistepScheduler`], in short `dpmsolver`.
     DPMSolverMultistep,
     /// [`UniPCMultistepScheduler`], in short `unipc`.
@@ -40,8 +40,14 @@ pub enum SchedulerKind {
 
 impl SchedulerKind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::DDIM, Self::PNDM, Self::Euler, Self::EulerAncestral, Self::DPMSolverMultistep, Self::UniPCMultistep];
+    pub const ALL: [Self; 6] = [
+        Self::DDIM,
+        Self::PNDM,
+        Self::EulerDiscrete,
+        Self::EulerAncestralDiscrete,
+        Self::DPMSolverMultistep,
+        Self::UniPCMultistep,
+    ];
 
     /// diffusers' name of the class.
     #[must_use]
@@ -49,8 +55,8 @@ impl SchedulerKind {
         match self {
             Self::DDIM => DDIMScheduler::CLASS_NAME,
             Self::PNDM => PNDMScheduler::CLASS_NAME,
-            Self::Euler => EulerDiscreteScheduler::CLASS_NAME,
-            Self::EulerAncestral => EulerAncestralDiscreteScheduler::CLASS_NAME,
+            Self::EulerDiscrete => EulerDiscreteScheduler::CLASS_NAME,
+            Self::EulerAncestralDiscrete => EulerAncestralDiscreteScheduler::CLASS_NAME,
             Self::DPMSolverMultistep => DPMSolverMultistepScheduler::CLASS_NAME,
             Self::UniPCMultistep => UniPCMultistepScheduler::CLASS_NAME,
         }
@@ -62,8 +68,8 @@ impl SchedulerKind {
         match self {
             Self::DDIM => "ddim",
             Self::PNDM => "pndm",
-            Self::Euler => "euler",
-            Self::EulerAncestral => "euler_a",
+            Self::EulerDiscrete => "euler",
+            Self::EulerAncestralDiscrete => "euler_a",
             Self::DPMSolverMultistep => "dpmsolver",
             Self::UniPCMultistep => "unipc",
         }
@@ -78,8 +84,8 @@ impl SchedulerKind {
         Ok(match self {
             Self::DDIM => Box::new(DDIMScheduler::from_config(config)?),
             Self::PNDM => Box::new(PNDMScheduler::from_config(config)?),
-            Self::Euler => Box::new(EulerDiscreteScheduler::from_config(config)?),
-            Self::EulerAncestral => Box::new(EulerAncestralDiscreteScheduler::from_config(config)?),
+            Self::EulerDiscrete => Box::new(EulerDiscreteScheduler::from_config(config)?),
+            Self::EulerAncestralDiscrete => Box::new(EulerAncestralDiscreteScheduler::from_config(config)?),
             Self::DPMSolverMultistep => Box::new(DPMSolverMultistepScheduler::from_config(config)?),
             Self::UniPCMultistep => Box::new(UniPCMultistepScheduler::from_config(config)?),
         })

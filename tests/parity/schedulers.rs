@@ -189,12 +189,12 @@ fn pndm_walks_as_in_diffusers() {
 
 #[test]
 fn euler_walks_as_in_diffusers() {
-    every_case_of(SchedulerKind::Euler, 25);
+    every_case_of(SchedulerKind::EulerDiscrete, 25);
 }
 
 #[test]
 fn euler_ancestral_walks_as_in_diffusers() {
-    every_case_of(SchedulerKind::EulerAncestral, 8);
+    every_case_of(SchedulerKind::EulerAncestralDiscrete, 8);
 }
 
 #[test]

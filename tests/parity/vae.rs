@@ -175,7 +175,7 @@ fn hooks_around_the_model_fire_for_encode_and_for_decode() {
     vae.node().get("decoder").unwrap().add_hook("seen", slices.clone());
     let x = Tensor::zeros([2, 3, 8, 8], (Kind::Float, tch::Device::Cpu));
     let latents = vae.encode(&x).unwrap().mode().shallow_clone();
-    vae.decode(&latents).unwrap();
+    let _ = vae.decode(&latents).unwrap();
     assert_eq!(*whole.0.lock().unwrap(), [[2, 3, 8, 8], [2, 4, 8, 8]]);
     assert_eq!(*slices.0.lock().unwrap(), [[1, 4, 8, 8], [1, 4, 8, 8]]);
 }

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use tch::Tensor;
 
-/// The folder of what `tests/fixtures/make.py` wrote for `group`.
+/// The folder of what `tests/fixtures/make.py` wrote for `group`; `TCH_DIFFUSERS_FIXTURES` says where else to look.
 pub(crate) fn generated(group: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generated").join(group);
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/generated");
+    let folder = std::env::var_os("TCH_DIFFUSERS_FIXTURES").map_or_else(here, PathBuf::from).join(group);
     assert!(folder.is_dir(), "{} is missing: run `make fixtures`", folder.display());
     folder
 }

@@ -11,6 +11,7 @@ pub use unet_2d_condition::{AddedCond, UNet2DConditionConfig, UNet2DConditionMod
 
 use crate::error::Result;
 use crate::models::To;
+use crate::nn::Node;
 use std::any::Any;
 use std::fmt::Debug;
 use tch::{Device, Kind, Tensor};
@@ -40,6 +41,11 @@ pub trait UNet: Debug + Send + Sync {
     /// # Errors
     /// [`crate::Error::OutOfMemory`] where there is no room, [`crate::Error::Unsupported`] where they are fixed.
     fn move_to(&self, target: To) -> Result<()>;
+
+    /// The tree of modules, for techniques that walk it; `None` for a UNet that has none, such as a traced one.
+    fn tree(&self) -> Option<&Node> {
+        None
+    }
 
     /// The UNet itself, for those who know what it is.
     fn as_any(&self) -> &dyn Any;

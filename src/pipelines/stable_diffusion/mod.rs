@@ -4,6 +4,7 @@ mod call;
 mod denoise;
 mod guidance;
 mod loading;
+mod memory;
 mod pipeline_stable_diffusion;
 
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};

@@ -10,3 +10,12 @@ SHIM int tds_contiguous(void* tensor, int format, void** out, char** error) {
     *out = new at::Tensor(contiguous);
   });
 }
+
+// Python's `.to(memory_format=...)`: strides that fit two formats become those of `format`.
+SHIM int tds_to_memory_format(void* tensor, int format, void** out, char** error) {
+  return guarded(error, [&] {
+    auto& source = *static_cast<at::Tensor*>(tensor);
+    auto restrided = source.to(source.scalar_type(), false, false, static_cast<c10::MemoryFormat>(format));
+    *out = new at::Tensor(restrided);
+  });
+}

@@ -5,9 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
-use tch_diffusers::hooks::{
-    LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting, is_layerwise_casting_active,
-};
+use tch_diffusers::hooks::{LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting, is_layerwise_casting_active};
 use tch_diffusers::models::ModelMixin;
 use tch_diffusers::models::attention_processor::{AttentionProcessor, AttentionSlicing, attn_processors};
 use tch_diffusers::models::autoencoders::AutoencoderKL;
@@ -57,12 +55,12 @@ impl Case {
     }
 
     /// Holds what the UNet predicts to what it does in diffusers in this run.
-    fn compare(&self, unet: &UNet2DConditionModel, run: usize, what: &str) {
+    fn compare(&self, unet: &UNet2DConditionModel, run: usize, what: &str, bound: f64) {
         let kind = dtype(&self.runs[run]);
         let prediction = self.predict(unet, kind).unwrap();
         assert_eq!(prediction.kind(), kind);
         let difference = prediction.max_abs_diff(&self.tensors[&format!("run.{run}")]).unwrap();
-        record("memory", &name(&self.folder), &format!("{what}, {}", kind.torch_name()), difference, 0.0);
+        record("memory", &name(&self.folder), &format!("{what}, {}", kind.torch_name()), difference, bound);
     }
 }
 
@@ -106,7 +104,7 @@ fn layerwise_casting_equals_diffusers_in_what_is_stored_and_in_what_is_predicted
             }
             assert_stored(unet.node(), run);
             assert_eq!(unet.node().dtype(), dtype(run), "the dtype is that of the computation");
-            case.compare(&unet, number, &format!("cast to {}, run {number}", storage(run).torch_name()));
+            case.compare(&unet, number, &format!("cast to {}, run {number}", storage(run).torch_name()), 0.0);
             assert_stored(unet.node(), run);
         }
     }
@@ -140,7 +138,7 @@ fn eight_bits_take_half_the_memory_of_bfloat16() {
     let after = bytes(unet.node());
     // Norms keep their 16 bits: 1 % of these tiny models.
     assert!(after * 1000 < before * 515, "{after} bytes of {before}");
-    case.predict(&unet, Kind::BFloat16).unwrap();
+    let _ = case.predict(&unet, Kind::BFloat16).unwrap();
     assert_eq!(bytes(unet.node()), after, "a forward leaves copies behind");
 }
 
@@ -149,10 +147,11 @@ fn forwards_keep_the_very_weights_that_are_stored() {
     let case = Case::one("casting", "sd2");
     let unet = case.load(Kind::Float);
     unet.enable_layerwise_casting(Kind::Float8e4m3fn, None, None).unwrap();
-    let addresses = || unet.node().state_dict().iter().map(|(_, weight)| weight.data_ptr() as usize).collect::<Vec<_>>();
+    let addresses =
+        || unet.node().state_dict().iter().map(|(_, weight)| weight.data_ptr() as usize).collect::<Vec<_>>();
     let before = addresses();
     for _ in 0..2 {
-        case.predict(&unet, Kind::Float).unwrap();
+        let _ = case.predict(&unet, Kind::Float).unwrap();
     }
     assert_eq!(addresses(), before);
 }
@@ -268,7 +267,7 @@ fn attention_in_slices_equals_diffusers_sliced_attention() {
         for (number, run) in case.runs.iter().enumerate() {
             let unet = case.load(dtype(run));
             unet.set_attention_slice(slicing(&run["slice"])).unwrap();
-            case.compare(&unet, number, &format!("slices of {}", run["slice"]));
+            case.compare(&unet, number, &format!("slices of {}", run["slice"]), 0.0);
         }
     }
 }
@@ -321,7 +320,15 @@ fn channels_last_equals_diffusers_and_is_undone() {
                 let found = unet.node().state_dict().into_iter().map(|(key, weight)| (key, weight.stride()));
                 assert_eq!(found.collect::<BTreeMap<_, _>>(), strides);
             }
-            case.compare(&unet, number, if run["contiguous"] == true { "channels last, undone" } else { "channels last" });
+            let undone = run["contiguous"] == true;
+            // With linear projections diffusers lays each transformer's picture out anew, channels first, and here it stays
+            // as it is (see `picture` in transformer_2d.rs): the next layers sum in another order.
+            let bound = match (unet.config().use_linear_projection && !undone, dtype(run)) {
+                (false, _) => 0.0,
+                (true, Kind::Float) => 1e-5,
+                (true, _) => 0.07,
+            };
+            case.compare(&unet, number, if undone { "channels last, undone" } else { "channels last" }, bound);
         }
     }
 }

@@ -81,9 +81,10 @@ fn each_technique_draws_the_picture_of_diffusers() {
 #[test]
 fn techniques_change_rounding_alone_and_are_undone() {
     let case = |name: &str| json(&generated("memory").join("pipelines").join(name).join("call.json"));
-    // Tiles and 8-bit weights give another picture: 0 and 1 are the ends of the scale. 5e-6 is what slices were seen to do.
+    // On a scale from 0 to 1. Convolutions and products of a batch sum in another order than those of one picture, and so
+    // do other strides: 2e-6 was seen. What fits one tile is not tiled at all.
     let bounds =
-        [("vae_slicing", 0.0), ("vae_tiling_one_tile", 0.0), ("attention_slicing_max", 1e-5), ("channels_last", 1e-5)];
+        [("vae_slicing", 1e-5), ("vae_tiling_one_tile", 0.0), ("attention_slicing_max", 1e-5), ("channels_last", 1e-5)];
     for (name, bound) in bounds {
         let (mut pipe, case) = (load(Kind::Float), case(name));
         let plain = draw(&mut pipe, &case, OutputType::Tensor);

@@ -32,9 +32,10 @@ python: libtorch
 fixtures: python
 	@$(PYTHON_ENV) tests/fixtures/make.py
 
+# The tests run side by side: threads that wait in a loop would slow each other down.
 test: build fixtures
 	@rm -rf target/parity
-	cargo test --release
+	OMP_WAIT_POLICY=passive cargo test --release
 	$(PYTHON_ENV) -m pytest -q tests
 	@$(PYTHON_ENV) tests/parity_table.py
 

@@ -14,6 +14,10 @@ use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
 use tch_diffusers::{Generator, KindExt};
 
+/// Serves libtorch as well: tensors come and go thousands of times a step, which the system's allocator is slower at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

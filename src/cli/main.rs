@@ -10,6 +10,10 @@ mod parameters;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+/// Serves libtorch as well: tensors come and go thousands of times a step, which the system's allocator is slower at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Pictures from text with diffusion models on libtorch: the same pictures as Python's diffusers, without Python.
 #[derive(Debug, Parser)]
 #[command(name = "tch-diffusers", version, after_help = outcome::EXIT_CODES)]

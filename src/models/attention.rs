@@ -7,6 +7,7 @@ use super::activations::{GEGLU, GELU};
 use super::attention_processor::{Attention, AttentionConfig};
 use crate::error::{Error, Result};
 use crate::nn::{LayerNorm, Linear, Module, Node, Scope};
+use crate::torch::TensorExt;
 use std::str::FromStr;
 use tch::Tensor;
 
@@ -198,12 +199,12 @@ impl BasicTransformerBlock {
         let [hidden_states] = self.node.call([hidden_states, encoder_hidden_states], |[hidden_states, text]| {
             let context = self.only_cross_attention.then_some(text);
             let attended = self.attn1.forward(&self.norm1.forward(hidden_states)?, context, attention_mask)?;
-            let mut hidden_states = attended.f_add(hidden_states)?;
+            let mut hidden_states = attended.add_into(hidden_states)?;
             if let Some((norm2, attn2)) = &self.cross {
                 let attended = attn2.forward(&norm2.forward(&hidden_states)?, Some(text), encoder_attention_mask)?;
-                hidden_states = attended.f_add(&hidden_states)?;
+                hidden_states = attended.add_into(&hidden_states)?;
             }
-            Ok([self.ff.forward(&self.norm3.forward(&hidden_states)?)?.f_add(&hidden_states)?])
+            Ok([self.ff.forward(&self.norm3.forward(&hidden_states)?)?.add_into(&hidden_states)?])
         })?;
         Ok(hidden_states)
     }

@@ -205,16 +205,16 @@ impl ResnetBlock2D {
 
     fn residual(&self, input: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let act = self.config.non_linearity;
-        let hidden_states = act.forward(&self.norm1.forward(input)?)?;
+        let hidden_states = act.forward_into(self.norm1.forward(input)?)?;
         let (input, hidden_states) = self.resample(input, &hidden_states)?;
         let hidden_states = self.conv1.forward(&hidden_states)?;
-        let hidden_states = act.forward(&self.second_norm(&hidden_states, temb)?)?;
+        let hidden_states = act.forward_into(self.second_norm(hidden_states, temb)?)?;
         let hidden_states = self.conv2.forward(&hidden_states)?;
         let input = match &self.conv_shortcut {
             Some(conv_shortcut) => conv_shortcut.forward(&input)?,
             None => input,
         };
-        let output = input.f_add(&hidden_states)?;
+        let output = hidden_states.add_into(&input)?;
         Ok(if self.config.output_scale_factor == 1.0 {
             output
         } else {
@@ -228,9 +228,9 @@ impl ResnetBlock2D {
     }
 
     /// The second norm, and the time embedding before or after it.
-    fn second_norm(&self, hidden_states: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+    fn second_norm(&self, hidden_states: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let temb = match (&self.time_emb_proj, temb) {
-            (None, None) => return self.norm2.forward(hidden_states),
+            (None, None) => return self.norm2.forward(&hidden_states),
             (Some(proj), Some(temb)) if self.config.skip_time_act => proj.forward(temb)?,
             (Some(proj), Some(temb)) => proj.forward(&self.config.non_linearity.forward(temb)?)?,
             (None, Some(_)) => return Err(Error::Argument("this block takes no time embedding".into())),
@@ -238,10 +238,10 @@ impl ResnetBlock2D {
         };
         let temb = temb.f_unsqueeze(-1)?.f_unsqueeze(-1)?;
         match self.config.time_embedding_norm {
-            TimeEmbeddingNorm::Default => self.norm2.forward(&hidden_states.f_add(&temb)?),
+            TimeEmbeddingNorm::Default => self.norm2.forward(&hidden_states.add_into(&temb)?),
             TimeEmbeddingNorm::ScaleShift => {
                 let [scale, shift] = temb.chunks::<2>(1)?;
-                let hidden_states = self.norm2.forward(hidden_states)?;
+                let hidden_states = self.norm2.forward(&hidden_states)?;
                 Ok(hidden_states.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?)
             }
         }

@@ -1,6 +1,7 @@
 //! The non-linearities that configurations name.
 
 use crate::error::{Error, Result};
+use crate::torch::TensorExt;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use tch::Tensor;
@@ -35,6 +36,19 @@ impl Activation {
             Self::Mish => hidden_states.f_mish()?,
             Self::Relu => hidden_states.f_relu()?,
         })
+    }
+}
+
+impl Activation {
+    /// As [`Activation::forward`], in the tensor's own memory where nothing else can see it.
+    ///
+    /// # Errors
+    /// As [`Activation::forward`].
+    pub fn forward_into(self, mut hidden_states: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu if hidden_states.is_unshared()? => Ok(hidden_states.f_silu_()?),
+            _ => self.forward(&hidden_states),
+        }
     }
 }
 

@@ -23,6 +23,20 @@ pub trait TensorExt {
     /// [`Error::Torch`] if there are not four dimensions.
     fn merge_heads(&self) -> Result<Tensor>;
 
+    /// `self + other`, in the memory of `self` where nothing else can see it, with the same bits either way.
+    ///
+    /// A tensor that a hook or a view still holds is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if the shapes do not broadcast.
+    fn add_into(self, other: &Tensor) -> Result<Tensor>;
+
+    /// Whether nothing else can see the elements: no other handle, no view.
+    ///
+    /// # Errors
+    /// Only if libtorch itself fails.
+    fn is_unshared(&self) -> Result<bool>;
+
     /// The elements as `f32` on the host, in row-major order.
     ///
     /// # Errors
@@ -53,6 +67,17 @@ impl TensorExt for Tensor {
 
     fn merge_heads(&self) -> Result<Tensor> {
         Ok(self.f_transpose(1, 2)?.f_flatten(2, 3)?)
+    }
+
+    fn add_into(mut self, other: &Tensor) -> Result<Tensor> {
+        let (size, addend) = (self.size(), other.size());
+        let broadcasts = addend.iter().rev().zip(size.iter().rev()).all(|(side, own)| side == own || *side == 1);
+        let fits = self.f_kind()? == other.f_kind()? && size.len() >= addend.len() && broadcasts;
+        Ok(if fits && self.is_unshared()? { self.f_add_(other)? } else { self.f_add(other)? })
+    }
+
+    fn is_unshared(&self) -> Result<bool> {
+        super::ffi::is_unshared(self)
     }
 
     fn to_vec(&self) -> Result<Vec<f32>> {
@@ -87,7 +112,7 @@ pub trait KindExt: Sized {
     fn from_torch_name(name: &str) -> Result<Self>;
 
     /// Whether it holds real floating-point numbers, of 8 bits or more.
-    fn is_floating_point(self) -> bool;
+    fn is_floating_point(&self) -> bool;
 }
 
 const KINDS: [(&str, Kind); 6] = [
@@ -120,7 +145,7 @@ impl KindExt for Kind {
         })
     }
 
-    fn is_floating_point(self) -> bool {
+    fn is_floating_point(&self) -> bool {
         matches!(
             self,
             Self::Half
@@ -186,6 +211,27 @@ mod tests {
         let heads = tokens.split_heads(4).unwrap();
         assert_eq!(heads.size(), [2, 4, 3, 2]);
         assert_eq!(heads.merge_heads().unwrap().max_abs_diff(&tokens).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn adding_into_a_tensor_leaves_what_others_see_alone() {
+        let ones = || Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+        let alone = ones();
+        let address = alone.data_ptr();
+        let sum = alone.add_into(&ones()).unwrap();
+        assert_eq!((sum.data_ptr(), sum.to_vec().unwrap()), (address, vec![2.0; 6]));
+        let held = ones();
+        let (clone, view) = (held.shallow_clone(), ones());
+        let row = view.get(0);
+        assert_eq!(clone.add_into(&ones()).unwrap().to_vec().unwrap(), [2.0; 6]);
+        assert_eq!(view.add_into(&ones()).unwrap().to_vec().unwrap(), [2.0; 6]);
+        assert_eq!((held.to_vec().unwrap(), row.to_vec().unwrap()), (vec![1.0; 6], vec![1.0; 3]));
+        let wider = Tensor::ones([4, 2, 3], (Kind::Float, Device::Cpu));
+        assert_eq!(ones().add_into(&wider).unwrap().size(), [4, 2, 3]);
+        let (column, row) = (ones().narrow(1, 0, 1).copy(), ones().narrow(0, 0, 1).copy());
+        assert_eq!(column.add_into(&row).unwrap().size(), [2, 3]);
+        let double = ones().to_kind(Kind::Double);
+        assert_eq!(ones().add_into(&double).unwrap().kind(), Kind::Double);
     }
 
     #[test]

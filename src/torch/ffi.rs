@@ -22,6 +22,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn tds_contiguous(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
     fn tds_to_memory_format(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_is_unshared(tensor: *mut c_void, out: *mut c_int, error: Message) -> c_int;
     fn tds_libtorch_version(out: Message, error: Message) -> c_int;
     fn tds_cpu_capability(out: Message, error: Message) -> c_int;
     fn tds_cuda_open();
@@ -147,6 +148,14 @@ pub(super) fn contiguous(source: &Tensor, format: c_int) -> Result<Tensor> {
 pub(super) fn to_memory_format(source: &Tensor, format: c_int) -> Result<Tensor> {
     // SAFETY: tch's pointer is an at::Tensor, alive while `source` is borrowed.
     tensor(|out, error| unsafe { tds_to_memory_format(source.as_ptr().cast_mut().cast(), format, out, error) })
+}
+
+/// Whether nobody but the caller can see the elements of `tensor`.
+pub(super) fn is_unshared(tensor: &Tensor) -> Result<bool> {
+    let mut unshared = 0;
+    // SAFETY: tch's pointer is an at::Tensor, alive while `tensor` is borrowed; `unshared` outlives the call.
+    checked(|error| unsafe { tds_is_unshared(tensor.as_ptr().cast_mut().cast(), &mut unshared, error) })?;
+    Ok(unshared != 0)
 }
 
 /// The version of libtorch's headers that this crate was built with.

@@ -55,7 +55,7 @@ impl Encoder {
             let sample = self.down_blocks.iter().try_fold(sample, |sample, block| block.forward(&sample))?;
             let sample = self.mid_block.forward(&sample)?;
             // SiLU here, whatever `act_fn` says.
-            let sample = Activation::Silu.forward(&self.conv_norm_out.forward(&sample)?)?;
+            let sample = Activation::Silu.forward_into(self.conv_norm_out.forward(&sample)?)?;
             Ok([self.conv_out.forward(&sample)?])
         })?;
         Ok(sample)
@@ -112,7 +112,7 @@ impl Decoder {
             let sample = self.mid_block.forward(&self.conv_in.forward(sample)?)?;
             let sample = self.up_blocks.iter().try_fold(sample, |sample, block| block.forward(&sample))?;
             // SiLU here, whatever `act_fn` says.
-            let sample = Activation::Silu.forward(&self.conv_norm_out.forward(&sample)?)?;
+            let sample = Activation::Silu.forward_into(self.conv_norm_out.forward(&sample)?)?;
             Ok([self.conv_out.forward(&sample)?])
         })?;
         Ok(sample)

@@ -6,6 +6,7 @@
 use crate::error::Result;
 use crate::models::attention::{BasicTransformerBlock, BasicTransformerBlockConfig};
 use crate::nn::{Conv2d, Conv2dConfig, GroupNorm, Linear, Module, Node, Scope};
+use crate::torch::TensorExt;
 use tch::Tensor;
 
 /// What a [`Transformer2DModel`] is made with.
@@ -117,7 +118,7 @@ impl Transformer2DModel {
     /// The way back from `tokens`, and their sum with `pixels`.
     fn add_to(&self, tokens: &Tensor, pixels: &Tensor) -> Result<Tensor> {
         match &self.proj_out {
-            Projection::Conv(conv) => Ok(conv.forward(&picture(tokens, pixels)?)?.f_add(pixels)?),
+            Projection::Conv(conv) => conv.forward(&picture(tokens, pixels)?)?.add_into(pixels),
             Projection::Linear(linear) => Ok(picture(&linear.forward(tokens)?, pixels)?.f_add(pixels)?),
         }
     }

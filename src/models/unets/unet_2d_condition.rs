@@ -102,7 +102,7 @@ impl UNet2DConditionModel {
             let upsample_size = upsample_size.map(|(_, _, height, width)| [height, width]);
             hidden_states = block.forward(&hidden_states, &taken, &cond, upsample_size)?;
         }
-        let hidden_states = self.conv_act.forward(&self.conv_norm_out.forward(&hidden_states)?)?;
+        let hidden_states = self.conv_act.forward_into(self.conv_norm_out.forward(&hidden_states)?)?;
         self.conv_out.forward(&hidden_states)
     }
 

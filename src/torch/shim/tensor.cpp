@@ -19,3 +19,11 @@ SHIM int tds_to_memory_format(void* tensor, int format, void** out, char** error
     *out = new at::Tensor(restrided);
   });
 }
+
+// Whether nobody but the caller can see the tensor's elements: no other handle, no view.
+SHIM int tds_is_unshared(void* tensor, int* out, char** error) {
+  return guarded(error, [&] {
+    auto& inner = *static_cast<at::Tensor*>(tensor);
+    *out = inner.use_count() == 1 && inner.has_storage() && inner.storage().use_count() == 1;
+  });
+}

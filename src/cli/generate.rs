@@ -115,11 +115,11 @@ impl Generate {
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
         let home = if self.offload.is_on() { Device::Cpu } else { device };
         let mut pipe = load(&parameters, kind, home, progress)?;
-        self.offload.enable(&mut pipe, device)?;
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }
         parameters.memory.enable(&mut pipe)?;
+        self.offload.enable(&mut pipe, device)?;
         let images = draw(&mut pipe, &parameters)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {

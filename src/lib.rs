@@ -26,6 +26,7 @@
 //! | [`models`] | the networks: text encoders, UNets, autoencoders; `from_pretrained`, `save_pretrained`, `to` |
 //! | [`schedulers`] | noise schedules and the solvers that walk them |
 //! | [`loaders`] | weights from files, mapped into memory |
+//! | [`hooks`] | techniques that hang around modules: weights stored in fewer bits |
 //! | [`nn`] | the module tree: weights with names, and hooks around every forward |
 //! | [`hooks`] | hooks that come with the library: offloading |
 //! | [`torch`] | what tch lacks: generators with torch's own numbers, memory formats |

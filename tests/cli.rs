@@ -46,6 +46,38 @@ fn from_repeats_a_picture_to_the_pixel() {
 }
 
 #[test]
+fn each_way_to_save_memory_is_kept_with_the_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let ways: [(&str, &[&str]); 6] = [
+        ("slicing", &["--attention-slicing"]),
+        ("max", &["--attention-slicing", "max"]),
+        ("vae", &["--vae-slicing"]),
+        ("tiles", &["--vae-tiling", "--width", "192"]),
+        ("cast", &["--layerwise-casting", "float8_e4m3fn"]),
+        ("last", &["--channels-last"]),
+    ];
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    generate(&["--output", "plain.png"], folder.path());
+    for (name, way) in ways {
+        let (first, again) = (format!("{name}.png"), format!("{name}-again.png"));
+        generate(&[way, &["--output", &first]].concat(), folder.path());
+        let output = run(&["generate", "--from", &first, "--output", &again], folder.path());
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
+        assert_eq!(pixels(&first), pixels(&again), "{name}");
+    }
+    assert_ne!(pixels("cast.png"), pixels("plain.png"), "nothing is cast");
+    generate(&["--width", "192", "--output", "wide.png"], folder.path());
+    assert_ne!(pixels("tiles.png"), pixels("wide.png"), "nothing is tiled");
+    let near = |name: &str| {
+        let (plain, other) = (pixels("plain.png"), pixels(name));
+        plain.as_raw().iter().zip(other.as_raw()).all(|(a, b)| a.abs_diff(*b) <= 1)
+    };
+    for name in ["slicing.png", "max.png", "vae.png", "last.png"] {
+        assert!(near(name), "{name} is another picture");
+    }
+}
+
+#[test]
 fn several_prompts_are_one_batch() {
     let folder = tempfile::tempdir().unwrap();
     let more = ["--prompt", "a green square on a white background", "--output", "b.png"];
@@ -56,7 +88,7 @@ fn several_prompts_are_one_batch() {
 #[test]
 fn bad_input_ends_with_2_and_says_what_fits() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["--scheduler", "warp"], "dpmsolver"),
         (&["--dtype", "int4"], "float32, float16"),
         (&["--device", "tpu"], "use cpu, cuda or cuda:N"),
@@ -64,6 +96,9 @@ fn bad_input_ends_with_2_and_says_what_fits() {
         (&["--output", "a.gif"], "written as PNG"),
         (&["--output", "nowhere/a.png"], "there is no folder nowhere"),
         (&["--num-images", "0"], "at least 1"),
+        (&["--attention-slicing", "some"], "auto, max or a number"),
+        (&["--attention-slicing", "1000"], "as many as the layer"),
+        (&["--layerwise-casting", "int8"], "float8_e4m3fn or float8_e5m2"),
     ];
     for (more, expected) in cases {
         let output = run(&[&STAR[..], more].concat(), folder.path());
@@ -184,6 +219,12 @@ fn help_is_complete_and_has_examples() {
         "--dtype",
         "--device",
         "--variant",
+        "Memory:",
+        "--attention-slicing",
+        "--vae-slicing",
+        "--vae-tiling",
+        "--layerwise-casting",
+        "--channels-last",
         "--output",
         "--from",
         "--offload",

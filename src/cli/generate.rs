@@ -1,6 +1,7 @@
 //! `tch-diffusers generate`: pictures of prompts, as PNG files.
 
 use crate::interrupt;
+use crate::memory::Memory;
 use crate::offload::Offload;
 use crate::outcome::{Interrupted, ModelError};
 use crate::parameters::Parameters;
@@ -87,6 +88,8 @@ pub(crate) struct Generate {
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
+    memory: Memory,
+    #[command(flatten)]
     offload: Offload,
 }
 
@@ -116,6 +119,7 @@ impl Generate {
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }
+        parameters.memory.enable(&mut pipe)?;
         let images = draw(&mut pipe, &parameters)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
@@ -154,6 +158,7 @@ impl Generate {
             dtype: self.dtype.clone().unwrap_or(base.dtype),
             device: self.device.clone().unwrap_or(base.device),
             variant: self.variant.clone().or(base.variant),
+            memory: self.memory.or(base.memory),
         };
         Ok((parameters, only))
     }

@@ -3,6 +3,7 @@
 mod env;
 mod generate;
 mod interrupt;
+mod memory;
 mod offload;
 mod outcome;
 mod parameters;

@@ -1,5 +1,6 @@
 //! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
 
+use crate::memory::Memory;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -27,6 +28,8 @@ pub(crate) struct Parameters {
     pub(crate) dtype: String,
     pub(crate) device: String,
     pub(crate) variant: Option<String>,
+    #[serde(default)]
+    pub(crate) memory: Memory,
 }
 
 impl Default for Parameters {
@@ -48,6 +51,7 @@ impl Default for Parameters {
             dtype: "float32".into(),
             device: "cpu".into(),
             variant: None,
+            memory: Memory::default(),
         }
     }
 }

@@ -2,11 +2,16 @@
 
 mod cpu_offload;
 mod group_offloading;
+mod layerwise_casting;
 mod residency;
 
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
 pub use group_offloading::{
     GroupOffloading, GroupOffloadingType, OffloadGroup, apply_group_offloading, remove_group_offloading,
+};
+pub use layerwise_casting::{
+    DEFAULT_SKIP_MODULES_PATTERN, LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting,
+    disable_layerwise_casting, is_layerwise_casting_active, set_compute_dtype,
 };
 
 use crate::error::{Error, Result};

@@ -108,6 +108,8 @@ pub struct BasicTransformerBlockConfig {
     pub only_cross_attention: bool,
     /// Whether queries, keys and values are projected with a bias; no.
     pub attention_bias: bool,
+    /// Whether attention in slices computes its scores in float32; no.
+    pub upcast_attention: bool,
     /// The feed-forward's non-linearity; GEGLU.
     pub activation_fn: FeedForwardActivation,
     /// What the norms add to the variance; 1e-5.
@@ -125,6 +127,7 @@ impl BasicTransformerBlockConfig {
             cross_attention_dim,
             only_cross_attention: false,
             attention_bias: false,
+            upcast_attention: false,
             activation_fn: FeedForwardActivation::Geglu,
             norm_eps: 1e-5,
         }
@@ -137,6 +140,7 @@ impl BasicTransformerBlockConfig {
             heads: self.num_attention_heads,
             dim_head: self.attention_head_dim,
             bias: self.attention_bias,
+            upcast_attention: self.upcast_attention,
         }
     }
 }

@@ -4,7 +4,10 @@
 
 use crate::configuration_utils::{ConfigMap, DIFFUSERS_VERSION, from_map, read_json, write_json};
 use crate::error::{Error, Result};
-use crate::hooks::{GroupOffloading, apply_group_offloading, refuse_if_offloaded, remove_group_offloading};
+use crate::hooks::{
+    DEFAULT_SKIP_MODULES_PATTERN, GroupOffloading, SkipModules, apply_group_offloading, apply_layerwise_casting,
+    disable_layerwise_casting, refuse_if_offloaded, remove_group_offloading, set_compute_dtype,
+};
 use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
 use crate::nn::{Module, Scope, Weights};
 use crate::torch::MemoryFormat;
@@ -30,6 +33,9 @@ pub trait ModelMixin: Module + Sized {
 
     /// How a checkpoint's keys become the model's. As they are, unless the model says otherwise.
     const KEYS: KeyMap = |key| Some(key.to_string());
+
+    /// What layerwise casting leaves as it is, beside [`DEFAULT_SKIP_MODULES_PATTERN`].
+    const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &[];
 
     /// Builds the model, its weights coming from `scope`.
     ///
@@ -89,7 +95,7 @@ pub trait ModelMixin: Module + Sized {
                 refuse_if_offloaded(self.node(), "the model cannot be moved")?;
                 self.node().to_device(device)
             }
-            To::Kind(kind) => self.node().to_kind(kind),
+            To::Kind(kind) => set_compute_dtype(self.node(), kind),
             To::MemoryFormat(format) => self.node().to_memory_format(format),
         }
     }
@@ -110,6 +116,36 @@ pub trait ModelMixin: Module + Sized {
     /// As [`remove_group_offloading`].
     fn disable_group_offload(&self) -> Result<bool> {
         remove_group_offloading(self.node())
+    }
+
+    /// Stores the weights of convolutions, linear maps and embeddings in `storage_dtype`, `float8_e4m3fn` or
+    /// `float8_e5m2` for half the memory of bfloat16, and casts each to `compute_dtype` while it is used.
+    ///
+    /// `compute_dtype` is the model's own unless given. Modules whose dotted names one of `skip_modules_pattern` finds keep
+    /// their dtype, and so do those that the model names itself; the patterns are [`DEFAULT_SKIP_MODULES_PATTERN`] unless
+    /// given. [`apply_layerwise_casting`] leaves the model no say.
+    ///
+    /// # Errors
+    /// As [`apply_layerwise_casting`]; nothing is changed if a weight is beyond what `storage_dtype` holds.
+    fn enable_layerwise_casting(
+        &self,
+        storage_dtype: Kind,
+        compute_dtype: Option<Kind>,
+        skip_modules_pattern: Option<&[&str]>,
+    ) -> Result<()> {
+        let patterns = skip_modules_pattern.unwrap_or(&DEFAULT_SKIP_MODULES_PATTERN);
+        let patterns = [patterns, Self::SKIP_LAYERWISE_CASTING_PATTERNS].concat();
+        let skip = SkipModules { pattern: Some(&patterns), classes: None };
+        apply_layerwise_casting(self.node(), storage_dtype, compute_dtype.unwrap_or(self.node().dtype()), skip)
+    }
+
+    /// Stores all weights in the dtype they are computed in again. What was rounded stays rounded: load the model again for
+    /// the numbers of its files.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where there is no room.
+    fn disable_layerwise_casting(&self) -> Result<()> {
+        disable_layerwise_casting(self.node())
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::hook::{Hook, NamedHook, Next};
 use crate::error::{Error, Result};
-use crate::torch::{MappedTensor, MemoryFormat};
+use crate::torch::{KindExt, MappedTensor, MemoryFormat};
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
@@ -57,6 +58,7 @@ struct Inner {
     params: Mutex<Vec<(String, Param)>>,
     children: Mutex<Vec<(String, Node)>>,
     hooks: Mutex<Vec<NamedHook>>,
+    setting: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// Whether `hooks` holds any: what a forward without hooks looks at instead of taking the lock.
     hooked: AtomicBool,
 }
@@ -72,6 +74,10 @@ impl Node {
 
     pub(super) fn push_param(&self, name: &str, param: Param) {
         lock(&self.0.params).push((name.into(), param));
+    }
+
+    pub(super) fn attach(&self, setting: Arc<dyn Any + Send + Sync>) {
+        self.0.setting.get_or_init(|| setting);
     }
 
     /// The child called `name`, made by `make` if there is none yet.
@@ -197,14 +203,21 @@ impl Node {
         self.params().iter().map(|(_, param)| param.get().numel()).sum()
     }
 
-    /// The dtype that the first floating-point weight has in a forward; float32 if there is none.
+    /// The setting that this node's module shares with whoever walks the tree, if it has one of this type.
+    #[must_use]
+    pub fn setting<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.0.setting.get().and_then(|setting| setting.clone().downcast().ok())
+    }
+
+    /// The dtype that is computed in: what a hook says that casts weights, or else that of the first floating-point
+    /// weight; float32 if there is none.
     #[must_use]
     pub fn dtype(&self) -> Kind {
-        let dtype = |node: &Self| {
-            let own = || node.own_params().into_iter().map(|(_, param)| param.get().kind());
-            node.find_in_hooks(|hook| hook.compute_dtype()).or_else(|| own().find(|kind| is_floating_point(*kind)))
-        };
-        self.walk().iter().find_map(dtype).unwrap_or(Kind::Float)
+        let computed = self.walk().iter().find_map(|node| node.find_in_hooks(|hook| hook.compute_dtype()));
+        computed.unwrap_or_else(|| {
+            let kinds = self.params().into_iter().map(|(_, param)| param.get().kind());
+            kinds.into_iter().find(|kind| kind.is_floating_point()).unwrap_or(Kind::Float)
+        })
     }
 
     /// Where a forward runs: where a hook takes the weights to, or else where they are.
@@ -246,7 +259,7 @@ impl Node {
     /// [`Error::OutOfMemory`] where a copy has no room.
     pub fn to_kind(&self, kind: Kind) -> Result<()> {
         self.map(|tensor| {
-            Ok(if is_floating_point(tensor.kind()) { tensor.f_to_kind(kind)? } else { tensor.shallow_clone() })
+            Ok(if tensor.kind().is_floating_point() { tensor.f_to_kind(kind)? } else { tensor.shallow_clone() })
         })
     }
 
@@ -312,11 +325,6 @@ impl Node {
     pub fn hook_names(&self) -> Vec<String> {
         lock(&self.0.hooks).iter().map(|hook| hook.name.clone()).collect()
     }
-}
-
-/// Whether weights of this dtype follow `to_kind`.
-fn is_floating_point(kind: Kind) -> bool {
-    !matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64 | Kind::Bool)
 }
 
 pub(super) fn join(path: &str, name: &str) -> String {

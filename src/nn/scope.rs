@@ -3,8 +3,9 @@
 use super::node::{Module, Node, Param, join};
 use crate::error::Result;
 use crate::torch::{Generator, MappedTensor};
+use std::any::Any;
 use std::ops::Div;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 /// Where weights come from: a checkpoint, an initialiser, a quantizer around either.
@@ -80,6 +81,11 @@ impl<'a> Scope<'a> {
         let param = Param::new(tensor, self.weights.origin(&path).map(|origin| origin.reshaped(shape)));
         self.node.push_param(name, param.clone());
         Ok(param)
+    }
+
+    /// Shares `setting` with whoever walks the tree: [`Node::setting`] finds it. A node has one, the first.
+    pub fn attach<T: Any + Send + Sync>(&self, setting: Arc<T>) {
+        self.node.attach(setting);
     }
 
     /// The finished node, its class named after `M`.

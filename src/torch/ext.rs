@@ -110,6 +110,9 @@ pub trait KindExt: Sized {
     /// # Errors
     /// [`Error::Argument`], with the names that can be used.
     fn from_torch_name(name: &str) -> Result<Self>;
+
+    /// Whether it holds real floating-point numbers, of 8 bits or more.
+    fn is_floating_point(&self) -> bool;
 }
 
 const KINDS: [(&str, Kind); 6] = [
@@ -140,6 +143,20 @@ impl KindExt for Kind {
             let names = KINDS.map(|(name, _)| name).join(", ");
             Error::Argument(format!("unknown dtype `{name}`: use one of {names}"))
         })
+    }
+
+    fn is_floating_point(&self) -> bool {
+        matches!(
+            self,
+            Self::Half
+                | Self::Float
+                | Self::Double
+                | Self::BFloat16
+                | Self::Float8e5m2
+                | Self::Float8e4m3fn
+                | Self::Float8e5m2fnuz
+                | Self::Float8e4m3fnuz
+        )
     }
 }
 

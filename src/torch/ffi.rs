@@ -21,6 +21,7 @@ unsafe extern "C" {
         error: Message,
     ) -> c_int;
     fn tds_contiguous(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_to_memory_format(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
     fn tds_is_unshared(tensor: *mut c_void, out: *mut c_int, error: Message) -> c_int;
     fn tds_libtorch_version(out: Message, error: Message) -> c_int;
     fn tds_cpu_capability(out: Message, error: Message) -> c_int;
@@ -145,6 +146,12 @@ impl Drop for RawGenerator {
 pub(super) fn contiguous(source: &Tensor, format: c_int) -> Result<Tensor> {
     // SAFETY: tch's pointer is an at::Tensor, alive while `source` is borrowed.
     tensor(|out, error| unsafe { tds_contiguous(source.as_ptr().cast_mut().cast(), format, out, error) })
+}
+
+/// `tensor` with the strides of memory format number `format`.
+pub(super) fn to_memory_format(source: &Tensor, format: c_int) -> Result<Tensor> {
+    // SAFETY: tch's pointer is an at::Tensor, alive while `source` is borrowed.
+    tensor(|out, error| unsafe { tds_to_memory_format(source.as_ptr().cast_mut().cast(), format, out, error) })
 }
 
 /// Whether nobody but the caller can see the elements of `tensor`.

@@ -16,17 +16,33 @@ pub enum MemoryFormat {
 }
 
 impl MemoryFormat {
-    /// `tensor` in this format, copied only where it is not in it already.
+    /// `tensor` with the strides of this format, copied only where it has others: Python's `.to(memory_format=...)`.
     ///
-    /// A tensor without four dimensions has no channels to put last and comes back as it is.
+    /// Where a dimension of size 1 leaves open which format the tensor is in, it gets this format's strides all the same;
+    /// kernels are picked by strides. A tensor without four dimensions has no channels to put last and comes back as it is.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] where the copy has no room.
     pub fn apply(self, tensor: &Tensor) -> Result<Tensor> {
+        self.number(tensor).map_or_else(|| Ok(tensor.shallow_clone()), |format| ffi::to_memory_format(tensor, format))
+    }
+
+    /// `tensor` in this format, copied only where its elements lie in another order: Python's
+    /// `.contiguous(memory_format=...)`.
+    ///
+    /// Where a dimension of size 1 leaves open which format the tensor is in, its strides stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where the copy has no room.
+    pub fn contiguous(self, tensor: &Tensor) -> Result<Tensor> {
+        self.number(tensor).map_or_else(|| Ok(tensor.shallow_clone()), |format| ffi::contiguous(tensor, format))
+    }
+
+    /// The number of the `c10::MemoryFormat`, if a tensor of such dimensions can be in it.
+    fn number(self, tensor: &Tensor) -> Option<i32> {
         match self {
-            Self::Contiguous => Ok(tensor.f_contiguous()?),
-            Self::ChannelsLast if tensor.dim() == 4 => ffi::contiguous(tensor, 2),
-            Self::ChannelsLast => Ok(tensor.shallow_clone()),
+            Self::Contiguous => Some(0),
+            Self::ChannelsLast => (tensor.dim() == 4).then_some(2),
         }
     }
 }

@@ -3,6 +3,8 @@
 mod clip_text_model;
 mod clip_tokenizer;
 mod images;
+mod memory;
+mod memory_pipelines;
 mod offloading;
 mod pipeline;
 mod resnet;

@@ -85,7 +85,7 @@ fn compare(folder: &Path) {
         record("resnet", &name(folder), quantity, difference, 0.0);
     };
     check("float32", forward(x, temb).unwrap());
-    check("channels_last", forward(&MemoryFormat::ChannelsLast.apply(x).unwrap(), temb).unwrap());
+    check("channels_last", forward(&MemoryFormat::ChannelsLast.contiguous(x).unwrap(), temb).unwrap());
     node.to_kind(Kind::BFloat16).unwrap();
     let temb = temb.map(|temb| temb.to_kind(Kind::BFloat16));
     check("bfloat16", forward(&x.to_kind(Kind::BFloat16), temb.as_ref()).unwrap());

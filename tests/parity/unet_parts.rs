@@ -85,6 +85,7 @@ fn transformers_are_those_of_diffusers() {
                 cross_attention_dim: Some(20),
                 use_linear_projection,
                 only_cross_attention: false,
+                upcast_attention: false,
             };
             let transformer = Transformer2DModel::new(scope, config)?;
             transformer.forward(&inputs["hidden_states"], &inputs["encoder_hidden_states"], None, None)

@@ -44,7 +44,7 @@ fn compare(case: &str, vae: &mut AutoencoderKL, run: &Value, tensors: &BTreeMap<
     vae.node().to_kind(kind).unwrap();
     let layout = if flag("channels_last") { MemoryFormat::ChannelsLast } else { MemoryFormat::Contiguous };
     let stored = |quantity: &str| &tensors[&format!("{run_name}.{quantity}")];
-    let input = |quantity: &str| layout.apply(&stored(quantity).to_kind(kind)).unwrap();
+    let input = |quantity: &str| layout.contiguous(&stored(quantity).to_kind(kind)).unwrap();
     let check = |quantity: &str, found: &Tensor| {
         assert_eq!(found.kind(), kind);
         let difference = found.max_abs_diff(stored(quantity)).unwrap();

@@ -1,11 +1,13 @@
 //! The VAE's attention between the pixels of its smallest feature map.
 //!
-//! Mirrors `Attention` with `AttnProcessor2_0` of `diffusers/models/attention_processor.py` (0.42.1), as
+//! Mirrors `Attention` of `diffusers/models/attention_processor.py` (0.42.1), as
 //! `UNetMidBlock2D` makes it: a group norm before, the input added after (Vaswani et al. 2017, arXiv:1706.03762).
 
 use crate::error::Result;
+use crate::models::attention_processor::ProcessorSetting;
 use crate::nn::{GroupNorm, Linear, Module, Node, Scope};
 use crate::torch::TensorExt;
+use std::sync::Arc;
 use tch::Tensor;
 
 /// Attention of each pixel to all pixels.
@@ -18,6 +20,7 @@ pub struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: i64,
+    processor: Arc<ProcessorSetting>,
 }
 
 impl Attention {
@@ -30,7 +33,9 @@ impl Attention {
         let linear = |scope| Linear::new(scope, channels, channels, true);
         let (to_q, to_k, to_v) = (linear(&scope / "to_q")?, linear(&scope / "to_k")?, linear(&scope / "to_v")?);
         let to_out = linear(&scope / "to_out" / 0)?;
-        Ok(Self { node: scope.finish::<Self>(), group_norm, to_q, to_k, to_v, to_out, heads })
+        let processor = ProcessorSetting::new(heads, false, false);
+        scope.attach(processor.clone());
+        Ok(Self { node: scope.finish::<Self>(), group_norm, to_q, to_k, to_v, to_out, heads, processor })
     }
 
     /// # Shapes
@@ -54,9 +59,7 @@ impl Attention {
         let query = self.to_q.forward(pixels)?.split_heads(self.heads)?;
         let key = self.to_k.forward(pixels)?.split_heads(self.heads)?;
         let value = self.to_v.forward(pixels)?.split_heads(self.heads)?;
-        let mask: Option<Tensor> = None;
-        let pixels = Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask, 0.0, false, None, false)?;
-        self.to_out.forward(&pixels.merge_heads()?)
+        self.to_out.forward(&self.processor.attend(&query, &key, &value, None)?.merge_heads()?)
     }
 }
 

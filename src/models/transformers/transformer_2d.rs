@@ -26,6 +26,8 @@ pub struct Transformer2DConfig {
     pub use_linear_projection: bool,
     /// Whether the tokens look at the text only, and not at each other.
     pub only_cross_attention: bool,
+    /// Whether attention in slices computes its scores in float32.
+    pub upcast_attention: bool,
 }
 
 /// The map between the feature map's channels and the tokens'.
@@ -65,6 +67,7 @@ impl Transformer2DModel {
         let channels = num_attention_heads * attention_head_dim;
         let block = BasicTransformerBlockConfig {
             only_cross_attention: config.only_cross_attention,
+            upcast_attention: config.upcast_attention,
             ..BasicTransformerBlockConfig::new(num_attention_heads, attention_head_dim, config.cross_attention_dim)
         };
         let norm = GroupNorm::new(&scope / "norm", config.norm_num_groups, channels, 1e-6)?;

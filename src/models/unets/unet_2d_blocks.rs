@@ -58,6 +58,8 @@ pub struct TransformerConfig {
     pub use_linear_projection: bool,
     /// Whether the tokens look at the text only.
     pub only_cross_attention: bool,
+    /// Whether attention in slices computes its scores in float32.
+    pub upcast_attention: bool,
 }
 
 impl BlockConfig {
@@ -97,6 +99,7 @@ impl BlockConfig {
                 cross_attention_dim: Some(cross_attention_dim),
                 use_linear_projection: self.transformer.use_linear_projection,
                 only_cross_attention: self.transformer.only_cross_attention,
+                upcast_attention: self.transformer.upcast_attention,
             };
             Transformer2DModel::new(&attentions / index, config)
         };

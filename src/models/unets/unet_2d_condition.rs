@@ -14,6 +14,7 @@ pub use inputs::{AddedCond, UNetInputs};
 use super::UNet;
 use super::unet_2d_blocks::{Conditioning, DownBlock, MidBlock, UpBlock};
 use crate::error::{Error, Result};
+use crate::models::attention_processor::{AttentionSlicing, set_attention_slice};
 use crate::models::{ModelMixin, To};
 use crate::nn::{Activation, Conv2d, GroupNorm, Module, Node, Scope};
 use conditions::Conditions;
@@ -58,6 +59,14 @@ impl UNet2DConditionModel {
             Ok([self.predict(&UNetInputs { sample, timestep, encoder_hidden_states, ..*inputs })?])
         })?;
         Ok(prediction)
+    }
+
+    /// Computes attention in slices, which takes less memory and more time, or with `None` all heads at once again.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the first attention with fewer heads than a slice is to have; nothing is changed then.
+    pub fn set_attention_slice(&self, slicing: Option<AttentionSlicing>) -> Result<()> {
+        set_attention_slice(&self.node, slicing)
     }
 
     /// Down, through the middle, and up again over the skip connections: figure 3 of the paper, from left to right.
@@ -165,6 +174,7 @@ impl ModelMixin for UNet2DConditionModel {
     type Config = UNet2DConditionConfig;
 
     const CLASS_NAME: &'static str = "UNet2DConditionModel";
+    const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &["norm"];
 
     fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self> {
         Self::new(config, scope)

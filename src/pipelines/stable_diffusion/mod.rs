@@ -4,6 +4,7 @@ mod call;
 mod denoise;
 mod guidance;
 mod loading;
+mod memory;
 mod offload;
 mod pipeline_stable_diffusion;
 

@@ -11,6 +11,15 @@ SHIM int tds_contiguous(void* tensor, int format, void** out, char** error) {
   });
 }
 
+// Python's `.to(memory_format=...)`: strides that fit two formats become those of `format`.
+SHIM int tds_to_memory_format(void* tensor, int format, void** out, char** error) {
+  return guarded(error, [&] {
+    auto& source = *static_cast<at::Tensor*>(tensor);
+    auto restrided = source.to(source.scalar_type(), false, false, static_cast<c10::MemoryFormat>(format));
+    *out = new at::Tensor(restrided);
+  });
+}
+
 // Whether nobody but the caller can see the tensor's elements: no other handle, no view.
 SHIM int tds_is_unshared(void* tensor, int* out, char** error) {
   return guarded(error, [&] {

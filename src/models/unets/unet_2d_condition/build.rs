@@ -99,6 +99,7 @@ impl<'a> Plan<'a> {
                 cross_attention_dim: self.cross_attention_dim[index],
                 use_linear_projection: self.config.use_linear_projection,
                 only_cross_attention: self.only_cross_attention[index],
+                upcast_attention: self.config.upcast_attention.unwrap_or(false),
             },
         }
     }

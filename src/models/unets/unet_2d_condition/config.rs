@@ -8,8 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 /// The configuration of a [`UNet2DConditionModel`](super::UNet2DConditionModel), with diffusers' keys and defaults.
 ///
-/// Some keys change nothing: `dropout` at inference, `upcast_attention` since diffusers' `AttnProcessor2_0` does not look at
-/// it, and those that concern only blocks that are not supported.
+/// Some keys change nothing: `dropout` at inference, and those that concern only blocks that are not supported.
 ///
 /// # Examples
 /// ```
@@ -89,7 +88,7 @@ pub struct UNet2DConditionConfig {
     pub addition_time_embed_dim: Option<i64>,
     /// Number of classes.
     pub num_class_embeds: Option<i64>,
-    /// Changes nothing.
+    /// Whether attention in slices computes its scores in float32; other attention does not look at it.
     pub upcast_attention: Option<bool>,
     /// How the time embedding enters the residual blocks.
     pub resnet_time_scale_shift: TimeEmbeddingNorm,

@@ -1,16 +1,23 @@
 //! Attention between tokens.
 //!
-//! Mirrors `Attention` with `AttnProcessor2_0` of `diffusers/models/attention_processor.py` (0.42.1): Vaswani et al. 2017,
+//! Mirrors `Attention` and its processors of `diffusers/models/attention_processor.py` (0.42.1): Vaswani et al. 2017,
 //! arXiv:1706.03762.
+
+mod processor;
+
+pub(crate) use processor::ProcessorSetting;
+pub use processor::{
+    AttentionProcessor, AttentionSlicing, attn_processors, scaled_dot_product_attention, set_attention_slice,
+    set_use_memory_efficient_attention,
+};
 
 use crate::error::Result;
 use crate::nn::{Linear, Module, Node, Scope};
 use crate::torch::TensorExt;
+use std::sync::Arc;
 use tch::Tensor;
 
 /// What an [`Attention`] is made with.
-///
-/// diffusers' `upcast_attention` and `upcast_softmax` have no place here: `AttnProcessor2_0` does not look at them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionConfig {
     /// Channels of the tokens that ask, and of the result.
@@ -23,6 +30,8 @@ pub struct AttentionConfig {
     pub dim_head: i64,
     /// Whether queries, keys and values are projected with a bias; the output always is.
     pub bias: bool,
+    /// Whether scores are computed in float32. As in diffusers, only attention in slices looks at it.
+    pub upcast_attention: bool,
 }
 
 /// Multi-head attention of tokens to each other, or to the tokens of `encoder_hidden_states`.
@@ -34,6 +43,7 @@ pub struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: i64,
+    processor: Arc<ProcessorSetting>,
 }
 
 impl Attention {
@@ -42,14 +52,16 @@ impl Attention {
     /// # Errors
     /// If the weights cannot be had.
     pub fn new(scope: Scope<'_>, config: AttentionConfig) -> Result<Self> {
-        let AttentionConfig { query_dim, heads, dim_head, bias, .. } = config;
+        let AttentionConfig { query_dim, heads, dim_head, bias, upcast_attention, .. } = config;
         let inner_dim = heads * dim_head;
         let key_dim = config.cross_attention_dim.unwrap_or(query_dim);
         let to_q = Linear::new(&scope / "to_q", query_dim, inner_dim, bias)?;
         let to_k = Linear::new(&scope / "to_k", key_dim, inner_dim, bias)?;
         let to_v = Linear::new(&scope / "to_v", key_dim, inner_dim, bias)?;
         let to_out = Linear::new(&scope / "to_out" / 0, inner_dim, query_dim, true)?;
-        Ok(Self { node: scope.finish::<Self>(), to_q, to_k, to_v, to_out, heads })
+        let processor = ProcessorSetting::new(heads, true, upcast_attention);
+        scope.attach(processor.clone());
+        Ok(Self { node: scope.finish::<Self>(), to_q, to_k, to_v, to_out, heads, processor })
     }
 
     /// `attention_mask` is added to the scores: 0 keeps a token, a large negative number hides it.
@@ -80,7 +92,7 @@ impl Attention {
         let query = self.to_q.forward(hidden_states)?.split_heads(self.heads)?;
         let key = self.to_k.forward(context)?.split_heads(self.heads)?;
         let value = self.to_v.forward(context)?.split_heads(self.heads)?;
-        self.to_out.forward(&scaled_dot_product_attention(&query, &key, &value, attention_mask)?.merge_heads()?)
+        self.to_out.forward(&self.processor.attend(&query, &key, &value, attention_mask)?.merge_heads()?)
     }
 }
 
@@ -88,21 +100,4 @@ impl Module for Attention {
     fn node(&self) -> &Node {
         &self.node
     }
-}
-
-/// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head: where every attention of the UNets is computed.
-///
-/// # Shapes
-/// `query` is `[batch, heads, queries, head_dim]`, and the same comes out; `key` and `value` are
-/// `[batch, heads, keys, head_dim]`; `attention_mask` broadcasts to `[batch, heads, queries, keys]`.
-///
-/// # Errors
-/// If the shapes do not fit.
-pub fn scaled_dot_product_attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    attention_mask: Option<&Tensor>,
-) -> Result<Tensor> {
-    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, attention_mask, 0.0, false, None, false)?)
 }

@@ -1,0 +1,76 @@
+//! The options that save memory, of every subcommand that draws.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use tch_diffusers::models::To;
+use tch_diffusers::models::attention_processor::AttentionSlicing;
+use tch_diffusers::{Error, KindExt, MemoryFormat, StableDiffusionPipeline};
+
+/// What is switched on to save memory. Some of it changes the picture a little, so it is kept with the picture.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[command(next_help_heading = "Memory")]
+#[serde(default)]
+pub(crate) struct Memory {
+    /// Computes attention this many heads at a time: auto (half a layer's heads), max (one) or a number
+    #[arg(long, value_name = "HEADS", num_args = 0..=1, default_missing_value = "auto", value_parser = slice_size)]
+    attention_slicing: Option<String>,
+    /// Decodes pictures one at a time; the same pictures, but for rounding
+    #[arg(long)]
+    vae_slicing: bool,
+    /// Decodes large pictures in overlapping tiles; the pictures differ a little
+    #[arg(long)]
+    vae_tiling: bool,
+    /// Stores the UNet's weights in 8 bits, float8_e4m3fn or float8_e5m2; the pictures differ
+    #[arg(long, value_name = "DTYPE", value_parser = storage_dtype)]
+    layerwise_casting: Option<String>,
+    /// Lays the UNet's convolutions out with channels last; the same pictures, but for rounding
+    #[arg(long)]
+    channels_last: bool,
+}
+
+fn slice_size(size: &str) -> Result<String, Error> {
+    match size.parse::<AttentionSlicing>()? {
+        AttentionSlicing::Size(heads) if heads < 1 => Err(Error::Argument("a slice has at least one head".into())),
+        _ => Ok(size.to_string()),
+    }
+}
+
+fn storage_dtype(name: &str) -> Result<String, Error> {
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        name @ ("float8_e4m3fn" | "float8_e5m2") => Ok(name.to_string()),
+        _ => Err(Error::Argument("weights are stored in float8_e4m3fn or float8_e5m2".into())),
+    }
+}
+
+impl Memory {
+    /// These options, and those of `base` that are not named here.
+    pub(crate) fn or(&self, base: Self) -> Self {
+        Self {
+            attention_slicing: self.attention_slicing.clone().or(base.attention_slicing),
+            vae_slicing: self.vae_slicing || base.vae_slicing,
+            vae_tiling: self.vae_tiling || base.vae_tiling,
+            layerwise_casting: self.layerwise_casting.clone().or(base.layerwise_casting),
+            channels_last: self.channels_last || base.channels_last,
+        }
+    }
+
+    /// Switches on what is asked for.
+    pub(crate) fn enable(&self, pipe: &mut StableDiffusionPipeline) -> Result<(), Error> {
+        if let Some(size) = &self.attention_slicing {
+            pipe.enable_attention_slicing(size.parse()?)?;
+        }
+        if self.vae_slicing {
+            pipe.enable_vae_slicing();
+        }
+        if self.vae_tiling {
+            pipe.enable_vae_tiling();
+        }
+        if self.channels_last {
+            pipe.unet.move_to(To::MemoryFormat(MemoryFormat::ChannelsLast))?;
+        }
+        if let Some(dtype) = &self.layerwise_casting {
+            pipe.enable_layerwise_casting(tch::Kind::from_torch_name(dtype)?, None)?;
+        }
+        Ok(())
+    }
+}

@@ -9,7 +9,7 @@ pub use grouping::OffloadGroup;
 use super::residency::{Residency, Weight};
 use super::{GROUP_OFFLOADING, GROUP_OFFLOADING_ROOT, MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING};
 use crate::error::{Error, Result};
-use crate::nn::{Hook, Next, Node};
+use crate::nn::{Hook, Next, Node, Param};
 use std::str::FromStr;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -48,16 +48,16 @@ impl FromStr for GroupOffloadingType {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "options do nothing before they are passed on"]
 pub struct GroupOffloading {
-    pub(super) offload_type: GroupOffloadingType,
-    pub(super) num_blocks_per_group: usize,
-    pub(super) onload_device: Device,
+    offload_type: GroupOffloadingType,
+    num_blocks_per_group: usize,
+    pub(crate) onload_device: Device,
     offload_device: Device,
     offload_to_disk: bool,
     non_blocking: bool,
     use_stream: bool,
     record_stream: bool,
     low_cpu_mem_usage: bool,
-    pub(super) block_modules: Vec<String>,
+    block_modules: Vec<String>,
 }
 
 impl GroupOffloading {
@@ -144,12 +144,6 @@ impl GroupOffloading {
         if self.block_modules.is_empty() { self.block_modules(names) } else { self }
     }
 
-    /// The device given by [`GroupOffloading::onload_device`].
-    #[must_use]
-    pub fn get_onload_device(&self) -> Device {
-        self.onload_device
-    }
-
     /// Holds the options to each other, before any model is looked at.
     ///
     /// # Errors
@@ -184,7 +178,7 @@ impl GroupOffloading {
     }
 
     fn residency(&self, group: &OffloadGroup) -> Result<Residency> {
-        let weight = |(key, param): &(String, crate::nn::Param)| match self.offload_to_disk {
+        let weight = |(key, param): &(String, Param)| match self.offload_to_disk {
             true => Weight::in_file(key, param.clone()),
             false => Ok(Weight::in_memory(param.clone())),
         };
@@ -270,7 +264,8 @@ impl Hook for GroupOffloadingHook {
     }
 }
 
-/// Around the model: takes its inputs to the onload device, for what the model does with them itself, and sends away what is left when a forward ends between the first and the last module of a group.
+/// Around the model: takes its inputs to the onload device, for what the model does with them itself, and sends away what
+/// is left when a forward ends between the first and the last module of a group.
 // Differs from diffusers: there, such a group stays on the device.
 #[derive(Debug)]
 struct Root(Vec<Arc<Residency>>);

@@ -98,8 +98,9 @@ impl Residency {
     /// Undoes [`Residency::drop_copies`]: all weights, or none if one finds no room.
     pub(super) fn restore_copies(&self) -> Result<()> {
         self.offload();
-        let copies = self.weights.iter().map(|weight| weight.onload(Device::Cpu, false)).collect::<Result<Vec<_>>>()?;
-        for (weight, copy) in self.weights.iter().zip(copies) {
+        let in_files = || self.weights.iter().filter(|weight| weight.file.is_some());
+        let copies = in_files().map(|weight| weight.onload(Device::Cpu, false)).collect::<Result<Vec<_>>>()?;
+        for (weight, copy) in in_files().zip(copies) {
             drop(weight.param.replace(copy));
         }
         Ok(())

@@ -67,7 +67,7 @@ impl StableDiffusionPipeline {
         self.remove_all_hooks()?;
         let applied = self.models()?.into_iter().try_for_each(|(name, node)| {
             match (exclude_modules.contains(&name), name) {
-                (true, _) => node.to_device(options.get_onload_device()),
+                (true, _) => node.to_device(options.onload_device),
                 (false, "vae") => self.vae.enable_group_offload(options),
                 (false, _) => apply_group_offloading(&node, options),
             }

@@ -14,11 +14,11 @@ BINARY := target/release/tch-diffusers
 .PHONY: demo build test fixtures parity judge bench gpu-bundle lint libtorch python clean
 
 demo: build
-	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
+	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --guidance-scale 2 --output demo.png
 	@echo
 	@echo "The picture is $(CURDIR)/demo.png."
-	@echo 'Another one:  make demo PROMPT="a red heart on a white background" SEED=1'
-	@echo 'or:           $(BINARY) generate --prompt "a green circle on a black background" --output circle.png'
+	@echo 'Another one:  make demo PROMPT="a red ring on a white background" SEED=1'
+	@echo 'or:           $(BINARY) generate --prompt "a green circle on a black background" --guidance-scale 2 --output circle.png'
 
 build: libtorch
 	@cargo build --release

@@ -129,9 +129,10 @@ impl Weight {
         if weight.f_kind()?.elt_size_in_bytes() == 1 && weight.f_kind()? != tensor.kind() {
             return refuse("layerwise casting stores it in 8 bits, which a file of more bits does not give");
         }
-        let format = match weight.dim() == 4 && !weight.is_contiguous() {
-            true => MemoryFormat::ChannelsLast,
-            false => MemoryFormat::Contiguous,
+        // By the strides alone: a kernel of one pixel counts as contiguous in either order.
+        let format = match weight.size()[..] {
+            [_, c, h, w] if weight.stride() == [c * h * w, 1, w * c, c] => MemoryFormat::ChannelsLast,
+            _ => MemoryFormat::Contiguous,
         };
         let file = InFile { tensor, kind: weight.f_kind()?, format };
         // A copy, because it has another dtype or order: no change is lost if the file gives the same once more.

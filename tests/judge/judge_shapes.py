@@ -162,7 +162,7 @@ def by_rust(args, texts, folder):
         inside = os.path.join(folder, f"{batch:03d}")
         os.makedirs(inside, exist_ok=True)
         command = [args.binary, "generate", *(part for text in some for part in ("--prompt", text)),
-                   "--steps", str(args.steps), "--seed", str(batch),
+                   "--steps", str(args.steps), "--seed", str(batch), "--guidance-scale", str(args.guidance),
                    "--output", os.path.join(inside, "batch.png"), *args.extra]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         made = numbered(inside)
@@ -227,7 +227,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=7.5, help="for --side diffusers")
+    parser.add_argument("--guidance", type=float, default=2.0, help="2 is where the model draws best")
     parser.add_argument("--negative", help="a negative prompt, for --side diffusers")
     parser.add_argument("--scheduler", help="a scheduler class by from_config, for --side diffusers")
     parser.add_argument("--model", default=os.path.join(ROOT, "assets", "shapes"))

@@ -186,7 +186,7 @@ def from_folder(folder):
 # ------------------------------------------------------------------------------------------ self-test
 
 
-def self_test(count=1000):
+def self_test(count):
     """The judge on pictures of which the answer is known: right captions, wrong ones, spoilt pictures."""
     from train_shapes import random_mask
     rng = np.random.default_rng(7)
@@ -219,7 +219,8 @@ def self_test(count=1000):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("--self-test", type=int, nargs="?", const=1000, metavar="COUNT",
+                        help="judge COUNT pictures of which the answer is known")
     parser.add_argument("--side", choices=("diffusers", "rust"), default="diffusers")
     parser.add_argument("--binary", help="the Rust command-line tool, for --side rust")
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="more arguments for the binary, last")
@@ -235,7 +236,7 @@ def main():
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args()
     if args.self_test:
-        sys.exit(0 if self_test() else 1)
+        sys.exit(0 if self_test(args.self_test) else 1)
     if args.folder:
         files, texts = from_folder(args.folder)
     else:

@@ -121,10 +121,17 @@ def sd15_unet(dtype: str) -> Path:
 
 def unet(dtype: str, latent: int, runs: int) -> list[dict]:
     """One UNet call of Stable Diffusion 1.5's size on the two branches of guidance."""
+    from safetensors.torch import load_file
+
     folder = sd15_unet("float32")
     arguments = ("unet", folder, dtype, latent, 2)
-    workers = Worker([str(WORKER)], *arguments), Worker(DIFFUSERS, *arguments)
-    return [alternate(f"one UNet call, SD 1.5's size, {8 * latent} px, {dtype}", *workers, runs=runs)]
+    with tempfile.TemporaryDirectory() as outputs:
+        mine, other = Path(outputs, "ours.safetensors"), Path(outputs, "diffusers.safetensors")
+        workers = Worker([str(WORKER)], *arguments, mine), Worker(DIFFUSERS, *arguments, other)
+        entry = alternate(f"one UNet call, SD 1.5's size, {8 * latent} px, {dtype}", *workers, runs=runs)
+        difference = load_file(mine)["prediction"] - load_file(other)["prediction"]
+    entry["largest_difference"] = difference.abs().max().item()
+    return [entry]
 
 
 def load(dtype: str, runs: int) -> list[dict]:

@@ -49,10 +49,11 @@ def pipeline_steps(folder: str, steps: str) -> None:
     serve(run)
 
 
-def unet_step(folder: str, dtype: str, latent: str, batch: str) -> None:
-    """One call of a UNet."""
+def unet_step(folder: str, dtype: str, latent: str, batch: str, output: str) -> None:
+    """One call of a UNet; its prediction goes to the file `output`."""
     import torch
     from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
 
     kind, latent, batch = getattr(torch, dtype), int(latent), int(batch)
     unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=kind)
@@ -61,11 +62,14 @@ def unet_step(folder: str, dtype: str, latent: str, batch: str) -> None:
     text = torch.randn(batch, 77, 768, generator=generator, dtype=kind)
     timestep = torch.tensor([500.0])
 
+    predictions = []
+
     @torch.no_grad()
     def run():
-        unet(sample, timestep, text, return_dict=False)
+        predictions[:] = unet(sample, timestep, text, return_dict=False)
 
     serve(run)
+    save_file({"prediction": predictions[0].float().contiguous()}, output)
 
 
 def load(folder: str, dtype: str) -> None:

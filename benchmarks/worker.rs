@@ -5,6 +5,7 @@
 
 use anyhow::{Context, bail};
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::image_processor::OutputType;
@@ -23,7 +24,9 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["steps", folder, steps] => pipeline_steps(folder, steps.parse()?),
-        ["unet", folder, dtype, latent, batch] => unet_step(folder, dtype, latent.parse()?, batch.parse()?),
+        ["unet", folder, dtype, latent, batch, output] => {
+            unet_step(folder, dtype, latent.parse()?, batch.parse()?, Path::new(output))
+        }
         ["load", folder, dtype] => load(folder, dtype),
         _ => bail!("unknown arguments {arguments:?}"),
     }
@@ -42,8 +45,8 @@ fn pipeline_steps(folder: &str, steps: usize) -> anyhow::Result<()> {
     })
 }
 
-/// One call of a UNet.
-fn unet_step(folder: &str, dtype: &str, latent: i64, batch: i64) -> anyhow::Result<()> {
+/// One call of a UNet; its prediction goes to the file `output`.
+fn unet_step(folder: &str, dtype: &str, latent: i64, batch: i64, output: &Path) -> anyhow::Result<()> {
     let kind = Kind::from_torch_name(dtype)?;
     let unet = UNet2DConditionModel::from_pretrained(folder).torch_dtype(kind).load()?;
     let mut generator = Generator::cpu(0)?;
@@ -51,10 +54,13 @@ fn unet_step(folder: &str, dtype: &str, latent: i64, batch: i64) -> anyhow::Resu
     let text = generator.randn([batch, 77, 768], kind)?;
     let timestep = Tensor::f_from_slice(&[500f32])?;
     let _no_grad = tch::no_grad_guard();
+    let mut prediction = None;
     serve(|| {
-        let _ = UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))?;
+        prediction = Some(UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))?);
         Ok(())
-    })
+    })?;
+    let prediction = prediction.context("no run was asked for")?.f_to_kind(Kind::Float)?;
+    Ok(Tensor::write_safetensors(&[("prediction", prediction)], output)?)
 }
 
 /// Reading a UNet; then a look at every weight, since a mapped file is read when it is looked at.

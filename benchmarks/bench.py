@@ -209,8 +209,8 @@ def main() -> None:
     jobs = {
         "start": lambda: start_to_png(2 if quick else 7),
         "step": lambda: step(3 if quick else 15),
-        "unet-f32": lambda: unet("float32", 16 if quick else 64, 2 if quick else 3),
-        "unet-bf16": lambda: unet("bfloat16", 8 if quick else 16, 2 if quick else 3),
+        "unet-f32": lambda: unet("float32", 16 if quick else 64, 2),
+        "unet-bf16": lambda: unet("bfloat16", 8 if quick else 16, 2),
         "load-f32": lambda: load("float32", 1 if quick else 5),
         "load-f16": lambda: load("float16", 1 if quick else 5),
     }

@@ -36,6 +36,7 @@ fixtures: python
 test: build fixtures
 	@rm -rf target/parity
 	OMP_WAIT_POLICY=passive cargo test --release
+	@scripts/run_examples.sh
 	$(PYTHON_ENV) -m pytest -q tests
 	@$(PYTHON_ENV) tests/parity_table.py
 

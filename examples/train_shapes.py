@@ -8,11 +8,11 @@ scratch on pictures that the script draws itself, on two CPU cores in about an h
 
     python examples/train_shapes.py [--device cuda] [--output assets/shapes]
 
-There are three stages: (1) the VAE, (2) the latents of a pool of pictures, (3) the UNet and the text
-encoder together.  Each leaves checkpoints in --work, so that an interrupted run goes on where it stopped.
-Random choices come from --seed and the step's number alone, so that stopping and going on changes nothing.
-
-The model draws best at a guidance scale of 2; at the pipeline's default of 7.5 it overdraws outlines.
+There are four stages: (1) the VAE, (2) the latents of a pool of pictures, (3) the UNet and the text
+encoder together, (4) tempering: a model this small learns its few captions so well that guidance at the
+pipeline's default of 7.5 overdraws every outline, so its answer to the caption is turned down until 7.5 suits.
+Each leaves checkpoints in --work, so that an interrupted run goes on where it stopped.  Random choices come
+from --seed and the step's number alone, so that stopping and going on changes nothing.
 
 One in ten of the (shape colour, shape, background) combinations is never shown in training; see
 `held_out`.  `tests/judge/judge_shapes.py` asks for exactly those.
@@ -325,23 +325,54 @@ def teach_text(text, tokenizer, shown, args):
             print(f"text {step + 1}/{args.text_steps} loss {loss.item():.4f}", flush=True)
 
 
+def noisy_latents(clean, rng):
+    """Latents on their way to noise: (noisy ones, timesteps, the velocity v that the UNet is to predict)."""
+    alphas, count = make_scheduler().alphas_cumprod.to(clean), len(clean)
+    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean)
+    # More of the early, noisy steps, where it is decided what is drawn; the very first one often.
+    t = (999.99 * (1 - rng.random(count) ** 1.4)).astype(np.int64)
+    t = torch.from_numpy(np.where(rng.random(count) < 0.08, 999, t)).to(clean.device)
+    a, b = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
+    return (a * clean + b * noise).contiguous(memory_format=torch.channels_last), t, a * noise - b * clean
+
+
 def train_unet(both, tokenizer, latents, shown, args):
     """Train the UNet and the text encoder together to predict v."""
     run = Training("unet", both.requires_grad_(True).train(), args.unet_steps, args.unet_steps, 2e-3, 0.998, args)
-    alphas = make_scheduler().alphas_cumprod.to(args.device)
     while run.step < run.steps:
         rng = run.rng()
         chosen = rng.integers(0, len(latents), args.batch)
-        clean = latents[torch.from_numpy(chosen).to(args.device)]
+        noisy, t, velocity = noisy_latents(latents[torch.from_numpy(chosen).to(args.device)], rng)
         ids = token_ids(tokenizer, captions_of(shown, chosen, rng)[0], args.device)
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(args.device)
-        # More of the early, noisy steps, where it is decided what is drawn; the very first one often.
-        t = (999.99 * (1 - rng.random(args.batch) ** 1.4)).astype(np.int64)
-        t = torch.from_numpy(np.where(rng.random(args.batch) < 0.08, 999, t)).to(args.device)
-        a, b = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
-        noisy = (a * clean + b * noise).contiguous(memory_format=torch.channels_last)
         made = both["unet"](noisy, t, both["text"](ids).last_hidden_state).sample
-        run.update(F.mse_loss(made, a * noise - b * clean))
+        run.update(F.mse_loss(made, velocity))
+    return run.average
+
+
+def temper(teacher, tokenizer, latents, shown, args):
+    """Train a copy to answer as its teacher does without a caption, and with one to differ from that by only
+    --temper of what its teacher differs.  A guidance scale of 7.5 then does what 7.5 * --temper did before."""
+    both = copy.deepcopy(teacher).requires_grad_(True).train()
+    run = Training("temper", both, args.temper_steps, args.temper_steps, 1e-3, 0.99, args)
+    empty = token_ids(tokenizer, [""], args.device)
+
+    def predict(model, noisy, t, ids):
+        """Without a caption, and how it differs with one."""
+        states = model["text"](torch.cat([empty, ids])).last_hidden_state
+        states = torch.cat([states[:1].expand(len(ids), -1, -1), states[1:]])
+        plain, told = model["unet"](torch.cat([noisy, noisy]), torch.cat([t, t]), states).sample.chunk(2)
+        return plain, told - plain
+
+    while run.step < run.steps:
+        rng = run.rng()
+        chosen = rng.integers(0, len(latents), args.batch // 2)
+        noisy, t, _ = noisy_latents(latents[torch.from_numpy(chosen).to(args.device)], rng)
+        ids = token_ids(tokenizer, [caption(*shown[i]) for i in chosen], args.device)
+        with torch.no_grad():
+            plain, difference = predict(teacher, noisy, t, ids)
+        made_plain, made_difference = predict(both, noisy, t, ids)
+        # Guidance enlarges errors of the difference, so they weigh more.
+        run.update(F.mse_loss(made_plain, plain) + 10 * F.mse_loss(made_difference, args.temper * difference))
     return run.average
 
 
@@ -364,6 +395,8 @@ def main():
     parser.add_argument("--vae-steps", type=int, default=2000)
     parser.add_argument("--text-steps", type=int, default=300)
     parser.add_argument("--unet-steps", type=int, default=2400)
+    parser.add_argument("--temper-steps", type=int, default=1200)
+    parser.add_argument("--temper", type=float, default=0.26, help="what is left of the caption's weight")
     parser.add_argument("--batch", type=int, default=24, help="batch size of the UNet's training")
     parser.add_argument("--pool", type=int, default=4800, help="how many pictures to draw and encode")
     parser.add_argument("--seed", type=int, default=0)
@@ -380,7 +413,8 @@ def main():
     unet, text = make_unet_and_text(tokenizer)
     both = torch.nn.ModuleDict({"unet": unet, "text": text}).to(args.device, memory_format=torch.channels_last)
     teach_text(text, tokenizer, shown, args)
-    both = train_unet(both, tokenizer, (latents - mean) * factor, shown, args)
+    latents = (latents - mean) * factor
+    both = temper(train_unet(both, tokenizer, latents, shown, args), tokenizer, latents, shown, args)
     unet, text = both["unet"], both["text"]
     vae, unet, text = (m.to("cpu", torch.float16, memory_format=torch.contiguous_format) for m in (vae, unet, text))
     StableDiffusionPipeline(

@@ -9,7 +9,6 @@ mod outcome;
 mod parameters;
 
 use clap::{Parser, Subcommand};
-use std::process::ExitCode;
 
 /// Serves libtorch as well: tensors come and go thousands of times a step, which the system's allocator is slower at.
 #[global_allocator]
@@ -32,14 +31,14 @@ enum Command {
     Env(env::Env),
 }
 
-fn main() -> ExitCode {
+fn main() {
     let cli = Cli::parse();
     log(cli.verbose);
     let done = match cli.command {
         Command::Generate(generate) => generate.run(),
         Command::Env(env) => env.run(),
     };
-    outcome::exit_code(done)
+    tch_diffusers::torch::exit(outcome::exit_code(done))
 }
 
 /// Warnings go to standard error; `RUST_LOG` or `-v` ask for more.

@@ -1,6 +1,5 @@
 //! How the program ends: one exit code for each thing a script may want to tell apart.
 
-use std::process::ExitCode;
 use tch_diffusers::Error;
 
 pub(crate) const EXIT_CODES: &str = "\
@@ -11,6 +10,7 @@ Exit codes:
   3    the model is missing, incomplete or of a kind that is not supported
   130  stopped by Ctrl-C; no file was written";
 
+const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 const MISSING_MODEL: u8 = 3;
@@ -27,18 +27,18 @@ pub(crate) struct Interrupted;
 pub(crate) struct ModelError;
 
 /// Reports an error on standard error, and gives its exit code.
-pub(crate) fn exit_code(done: anyhow::Result<()>) -> ExitCode {
-    let Err(error) = done else { return ExitCode::SUCCESS };
+pub(crate) fn exit_code(done: anyhow::Result<()>) -> u8 {
+    let Err(error) = done else { return DONE };
     if error.is::<Interrupted>() {
         eprintln!("stopped, nothing was written");
-        return ExitCode::from(INTERRUPTED);
+        return INTERRUPTED;
     }
     eprintln!("error: {error:#}");
     if error.is::<ModelError>() {
-        return ExitCode::from(MISSING_MODEL);
+        return MISSING_MODEL;
     }
     match error.downcast_ref::<Error>().map(Error::kind) {
-        Some(Error::Argument(_) | Error::Shape(_)) => ExitCode::from(BAD_INPUT),
-        _ => ExitCode::from(FAILED),
+        Some(Error::Argument(_) | Error::Shape(_)) => BAD_INPUT,
+        _ => FAILED,
     }
 }

@@ -11,4 +11,4 @@ pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
-pub use version::{cpu_capability, cuda_unavailable_reason, libtorch_version};
+pub use version::{cpu_capability, cuda_unavailable_reason, exit, libtorch_version};

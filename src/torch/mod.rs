@@ -3,12 +3,14 @@
 mod ext;
 mod ffi;
 mod mapped_file;
+mod memory;
 mod memory_format;
 mod random;
 mod version;
 
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
+pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
 pub use version::{cpu_capability, cuda_unavailable_reason, exit, libtorch_version};

@@ -4,6 +4,7 @@
 
 use super::call::StableDiffusionCall;
 use super::loading::StableDiffusionLoader;
+use super::memory_report::LastCall;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
 use crate::hooks::ModelOffload;
@@ -64,6 +65,7 @@ pub struct StableDiffusionPipeline {
     pub progress_bar: ProgressBarConfig,
     pub(super) image_processor: VaeImageProcessor,
     pub(super) model_offload: Option<ModelOffload>,
+    pub(super) last_call: Option<LastCall>,
 }
 
 impl StableDiffusionPipeline {
@@ -84,7 +86,18 @@ impl StableDiffusionPipeline {
         let scheduler = up_to_date(scheduler)?;
         let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
         let progress_bar = ProgressBarConfig::default();
-        Ok(Self { vae, text_encoder, tokenizer, unet, scheduler, progress_bar, image_processor, model_offload: None })
+        let (model_offload, last_call) = (None, None);
+        Ok(Self {
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            progress_bar,
+            image_processor,
+            model_offload,
+            last_call,
+        })
     }
 
     /// Puts `unet` in the UNet's place: another checkpoint's, a traced one, or anything that implements [`UNet`].

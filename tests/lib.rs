@@ -7,6 +7,7 @@ mod cli;
 mod floors;
 mod gpu;
 mod loading;
+mod memory_combinations;
 mod memory_ledger;
 mod offloading;
 mod parity;

@@ -1,17 +1,22 @@
-//! The memory ledger: what is measured, what is estimated beside it, and what weights take.
+//! The memory ledger: what weights take, what is measured, what was estimated, and giving everything back.
 
-use crate::support::generated;
+use crate::support::{generated, record};
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
-use tch_diffusers::models::attention_processor::AttentionSlicing;
+use tch_diffusers::models::attention_processor::{AttentionProcessor, AttentionSlicing};
 use tch_diffusers::models::autoencoders::AutoencoderKLConfig;
+use tch_diffusers::models::memory::weight_memory;
 use tch_diffusers::models::unets::{UNet2DConditionConfig, UNetInputs};
-use tch_diffusers::nn::{Module, RandomWeights};
-use tch_diffusers::torch::MemoryTracker;
+use tch_diffusers::nn::{Linear, Module, RandomWeights, Scope};
+use tch_diffusers::torch::{MemoryTracker, resident};
 use tch_diffusers::utils::assets::bundled_model;
-use tch_diffusers::{AutoencoderKL, MemoryFormat, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel};
+use tch_diffusers::{AutoencoderKL, Error, MemoryFormat, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel};
+
+fn tiny(model: &str) -> PathBuf {
+    generated("pipeline").join("_models").join(model)
+}
 
 fn load(folder: PathBuf, kind: Kind) -> StableDiffusionPipeline {
     let mut pipe = StableDiffusionPipeline::from_pretrained(folder).torch_dtype(kind).load().unwrap();
@@ -19,83 +24,86 @@ fn load(folder: PathBuf, kind: Kind) -> StableDiffusionPipeline {
     pipe
 }
 
-fn small(kind: Kind) -> StableDiffusionPipeline {
-    load(generated("pipeline").join("_models/sd1"), kind)
+fn draw(pipe: &mut StableDiffusionPipeline) -> Tensor {
+    let call = pipe.call("a red circle").num_inference_steps(2).seed(1).output_type(OutputType::Tensor);
+    call.run().unwrap().images.into_tensor().unwrap()
 }
 
-/// How far an estimate is off, as a part of what was measured.
-fn off(estimated: i64, measured: i64) -> f64 {
-    (estimated - measured) as f64 / measured as f64
+fn from_files() -> GroupOffloading {
+    GroupOffloading::leaf_level().onload_device(Device::Cpu).offload_to_disk(true)
 }
 
-/// A call of two steps: what was estimated before it beside what was measured, stage by stage.
-fn compare(name: &str, pipe: &mut StableDiffusionPipeline, side: i64, batch: usize) -> f64 {
+/// Holds an estimate to what was measured, within a part of it.
+fn hold(case: &str, quantity: &str, estimated: i64, measured: i64, bound: f64) {
+    let off = (estimated - measured) as f64 / measured as f64;
+    println!("{case}: {quantity}: {measured} measured, {estimated} estimated, off by {:.2} %", 100.0 * off);
+    record("memory estimate", case, quantity, off.abs(), bound);
+}
+
+/// Draws `batch` pictures, and holds each stage of the call to what was estimated before it.
+fn compare(case: &str, pipe: &mut StableDiffusionPipeline, side: i64, batch: usize, bound: f64) {
     let prompts = vec!["a yellow star on a blue background"; batch];
     let call = pipe.call(prompts).height(side).width(side).num_inference_steps(2).seed(0);
     let estimate = call.estimate_memory().unwrap();
     drop(call.output_type(OutputType::Tensor).run().unwrap());
     let measured = pipe.memory_report().unwrap().last_call.unwrap();
-    assert_eq!(measured.stages.len(), 3);
+    let names: Vec<_> = measured.stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(names, ["encode prompt", "denoise", "decode"]);
     for stage in &measured.stages {
-        let estimated = estimate.stage(&stage.name).unwrap();
-        let share = off(estimated.allocated(), stage.peak);
-        println!("{name:<32}{:<16}{:>12}{:>12}{:>8.1} %", stage.name, stage.peak, estimated.allocated(), 100.0 * share);
+        let estimated = estimate.stage(&stage.name).unwrap().allocated();
+        hold(case, &stage.name, estimated, stage.peak, bound);
     }
-    off(estimate.allocated(), measured.peak())
+    assert_eq!(pipe.memory_report().unwrap().estimate.unwrap(), estimate, "the report reckons with another call");
 }
 
-type Enable = fn(&mut StableDiffusionPipeline);
+#[test]
+fn calls_take_what_was_estimated() {
+    let cases = [
+        ("sd1", Kind::Float, 64, 1),
+        ("sd1", Kind::Float, 128, 2),
+        ("sd2", Kind::Float, 64, 2),
+        ("lcm", Kind::Float, 64, 1),
+        ("sd1", Kind::BFloat16, 64, 1),
+    ];
+    // Schedulers keep fewer latents from earlier steps than is reckoned with, and the text encoder holds numbers of its
+    // tokens; both weigh in models as small as these alone.
+    let bound = 0.025;
+    for (model, kind, side, batch) in cases {
+        compare(&format!("{model} {side} x{batch} {kind:?}"), &mut load(tiny(model), kind), side, batch, bound);
+    }
+    let mut bundled = load(bundled_model().unwrap(), Kind::Float);
+    compare("bundled 128 x1", &mut bundled, 128, 1, bound);
+    compare("bundled 192 x2", &mut bundled, 192, 2, bound);
+}
 
 #[test]
-fn a_call_takes_what_was_estimated() {
-    let disk = |pipe: &mut StableDiffusionPipeline, options: GroupOffloading| {
-        pipe.enable_group_offload(&options.onload_device(Device::Cpu).offload_to_disk(true), &[]).unwrap();
-    };
-    let _ = disk;
-    let techniques: [(&str, Enable); 9] = [
-        ("plain", |_| ()),
-        ("attention slicing max", |pipe| pipe.enable_attention_slicing(AttentionSlicing::Max).unwrap()),
-        ("attention slicing auto", |pipe| pipe.enable_attention_slicing(AttentionSlicing::Auto).unwrap()),
-        ("vae slicing", |pipe| pipe.enable_vae_slicing()),
-        ("vae tiling", |pipe| pipe.enable_vae_tiling()),
-        ("vae slicing and tiling", |pipe| {
-            pipe.enable_vae_slicing();
-            pipe.enable_vae_tiling();
-        }),
-        ("layerwise casting", |pipe| pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap()),
-        ("leaf level from files", |pipe| {
-            let options = GroupOffloading::leaf_level().onload_device(Device::Cpu).offload_to_disk(true);
-            pipe.enable_group_offload(&options, &[]).unwrap();
-        }),
-        ("channels last", |pipe| {
-            pipe.unet.move_to(MemoryFormat::ChannelsLast.into()).unwrap();
-        }),
+fn calls_take_what_was_estimated_with_each_technique() {
+    type Enable = fn(&mut StableDiffusionPipeline);
+    let techniques: [(&str, Enable, f64); 7] = [
+        ("attention slicing", |pipe| pipe.enable_attention_slicing(AttentionSlicing::Max).unwrap(), 0.025),
+        ("VAE slicing", |pipe| pipe.enable_vae_slicing(), 0.025),
+        ("VAE tiling", |pipe| pipe.enable_vae_tiling(), 0.025),
+        ("layerwise casting", |pipe| pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap(), 0.025),
+        ("from files", |pipe| pipe.enable_group_offload(&from_files(), &[]).unwrap(), 0.025),
+        (
+            "both",
+            |pipe| {
+                pipe.enable_vae_slicing();
+                pipe.enable_vae_tiling();
+            },
+            0.025,
+        ),
+        // A workspace of oneDNN's kernels for channels last is not reckoned with: 45 kB here, which is 10 % of so small a
+        // model alone.
+        ("channels last", |pipe| pipe.unet.move_to(MemoryFormat::ChannelsLast.into()).unwrap(), 0.11),
     ];
-    let mut worst = 0.0_f64;
-    for kind in [Kind::Float, Kind::BFloat16] {
-        for (name, enable) in techniques {
-            for (model, side, batch) in [
-                ("sd1", 64, 1),
-                ("sd1", 128, 2),
-                ("sd2", 64, 2),
-                ("lcm", 64, 1),
-                ("bundled", 128, 1),
-                ("bundled", 256, 2),
-            ] {
-                let folder = if model == "bundled" {
-                    bundled_model().unwrap()
-                } else {
-                    generated("pipeline").join("_models").join(model)
-                };
-                let mut pipe = load(folder, kind);
-                enable(&mut pipe);
-                let share = compare(&format!("{kind:?} {name} {model} {side} x{batch}"), &mut pipe, side, batch);
-                println!("{share:>80.3}");
-                worst = worst.max(share.abs());
-            }
+    for (name, enable, bound) in techniques {
+        for (kind, side, batch) in [(Kind::Float, 128, 2), (Kind::BFloat16, 64, 1)] {
+            let mut pipe = load(tiny("sd1"), kind);
+            enable(&mut pipe);
+            compare(&format!("sd1 {side} x{batch} {kind:?}, {name}"), &mut pipe, side, batch, bound);
         }
     }
-    println!("worst {worst}");
 }
 
 fn measured(work: impl FnOnce() -> tch_diffusers::Result<Tensor>) -> i64 {
@@ -108,9 +116,7 @@ fn measured(work: impl FnOnce() -> tch_diffusers::Result<Tensor>) -> i64 {
 fn single_models_take_what_was_estimated() {
     let weights = RandomWeights::new(0, Kind::Float).unwrap();
     let options = (Kind::Float, Device::Cpu);
-    for (channels, linear, side, batch) in
-        [([64, 128, 256, 256], false, 32, 2), ([32, 64, 128, 128], true, 64, 1), ([96, 192, 384, 384], false, 24, 2)]
-    {
+    for (channels, linear, side, batch) in [([64, 128, 256, 256], false, 32, 2), ([32, 64, 128, 128], true, 48, 1)] {
         let config = serde_json::json!({
             "block_out_channels": channels, "cross_attention_dim": 256, "attention_head_dim": 8,
             "use_linear_projection": linear,
@@ -118,14 +124,12 @@ fn single_models_take_what_was_estimated() {
         let config: UNet2DConditionConfig = serde_json::from_value(config).unwrap();
         let unet = UNet2DConditionModel::from_weights(config, &weights).unwrap();
         let (sample, text) = (Tensor::ones([batch, 4, side, side], options), Tensor::ones([batch, 77, 256], options));
-        let time = Tensor::from(10);
         let estimate = unet.estimate_memory([batch, side, side], 77, Kind::Float).unwrap();
-        let found = measured(|| unet.forward(&UNetInputs::new(&sample, &time, &text)));
-        println!("unet {channels:?} {} {found} {:.3}", estimate.allocated(), off(estimate.allocated(), found));
+        assert_eq!(estimate.stages[0].weights, 4 * unet.node().num_parameters() as i64);
+        let found = measured(|| unet.forward(&UNetInputs::new(&sample, &Tensor::from(10), &text)));
+        hold(&format!("UNet {channels:?}"), "forward", estimate.allocated(), found, 0.001);
     }
-    for (channels, side, batch) in
-        [(vec![32, 64, 128], 128, 1), (vec![64, 128], 256, 1), (vec![32, 32, 64, 64], 128, 3)]
-    {
+    for (channels, side, batch) in [(vec![32, 64, 128], 96, 1), (vec![32, 32, 64, 64], 128, 3)] {
         let blocks = channels.len();
         let config = serde_json::json!({
             "block_out_channels": channels, "layers_per_block": 2, "sample_size": 64,
@@ -135,20 +139,195 @@ fn single_models_take_what_was_estimated() {
         let factor = config.vae_scale_factor();
         let mut vae = AutoencoderKL::from_weights(config, &weights).unwrap();
         let latents = Tensor::ones([batch, 4, side / factor, side / factor], options);
-        for round in 0..4 {
-            if round & 1 == 1 {
-                vae.enable_slicing()
-            } else {
-                vae.disable_slicing()
-            }
-            if round & 2 == 2 {
-                vae.enable_tiling()
-            } else {
-                vae.disable_tiling()
+        for technique in ["plain", "tiling", "tiling and slicing"] {
+            match technique {
+                "plain" => (),
+                "tiling" => vae.enable_tiling(),
+                _ => vae.enable_slicing(),
             }
             let estimate = vae.estimate_memory([batch, side, side], Kind::Float).unwrap();
             let found = measured(|| vae.decode(&latents));
-            println!("vae {round} {} {found} {:.3}", estimate.allocated(), off(estimate.allocated(), found));
+            hold(&format!("VAE {channels:?} x{batch}"), technique, estimate.allocated(), found, 0.02);
         }
     }
+}
+
+#[test]
+fn an_estimate_for_another_dtype_counts_its_bytes() {
+    let pipe = load(tiny("sd1"), Kind::Float);
+    let [wide, narrow] = [Kind::Float, Kind::BFloat16].map(|kind| pipe.estimate_memory(64, 64, 1, kind).unwrap());
+    assert_eq!(narrow.stages[0].weights * 2, wide.stages[0].weights);
+    let cast = load(tiny("sd1"), Kind::BFloat16);
+    assert_eq!(cast.estimate_memory(64, 64, 1, Kind::BFloat16).unwrap(), narrow);
+    let larger = pipe.estimate_memory(128, 128, 1, Kind::Float).unwrap();
+    assert!(larger.peak() > wide.peak());
+    assert!(matches!(pipe.estimate_memory(0, 64, 1, Kind::Float), Err(Error::Argument(_))));
+    let printed = wide.to_string();
+    assert!(printed.contains("denoise") && printed.starts_with("cpu"), "{printed}");
+}
+
+#[test]
+fn weights_are_counted_by_how_they_lie_and_shared_ones_once() {
+    let mut pipe = load(tiny("sd1"), Kind::Float);
+    let total = |pipe: &StableDiffusionPipeline, number: usize| pipe.memory_report().unwrap().weights[number].clone();
+    let parameters = pipe.unet.tree().unwrap().num_parameters() as i64;
+    let unet = total(&pipe, 1);
+    assert_eq!((unet.component.as_str(), unet.device.as_str()), ("unet", "cpu"));
+    assert_eq!((unet.resident, unet.mapped, unet.pinned, unet.quantized), (0, 4 * parameters, 0, 0));
+    pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap();
+    let cast = total(&pipe, 1);
+    assert!(cast.quantized > 0 && cast.resident == cast.quantized, "{cast:?}");
+    assert_eq!(cast.mapped + 4 * cast.quantized, 4 * parameters);
+    let report = pipe.memory_report().unwrap();
+    let [saving] = &report.savings[..] else { panic!("{:?}", report.savings) };
+    assert_eq!((saving.technique.as_str(), saving.bytes), ("layerwise casting", 3 * cast.quantized));
+
+    let weights = RandomWeights::new(0, Kind::Float).unwrap();
+    let linear = |_| Linear::new(Scope::root(&weights), 8, 8, false).unwrap();
+    let [first, second] = [0, 1].map(linear);
+    let count = || weight_memory(&[("first", first.node()), ("second", second.node())]).unwrap();
+    assert_eq!(count().iter().map(|line| line.total()).collect::<Vec<_>>(), [256, 256]);
+    let (shared, own) = (first.node().own_params()[0].1.get(), second.node().own_params()[0].1.clone());
+    drop(own.replace(shared));
+    assert_eq!(count().iter().map(|line| line.total()).collect::<Vec<_>>(), [256, 0]);
+}
+
+#[test]
+fn the_report_says_what_each_technique_saves() {
+    let mut pipe = load(tiny("sd1"), Kind::Float);
+    assert!(pipe.memory_report().unwrap().last_call.is_none());
+    pipe.enable_vae_tiling();
+    pipe.enable_attention_slicing(AttentionSlicing::Max).unwrap();
+    pipe.enable_group_offload(&from_files(), &[]).unwrap();
+    drop(pipe.call(["a red circle"; 2]).height(128).width(128).num_inference_steps(1).run().unwrap());
+    let report = pipe.memory_report().unwrap();
+    let saved = |technique: &str, component: &str| {
+        let found =
+            report.savings.iter().find(|it| (it.technique.as_str(), it.component.as_str()) == (technique, component));
+        found.unwrap_or_else(|| panic!("no {technique} of {component} in {:?}", report.savings)).bytes
+    };
+    for component in ["text_encoder", "unet", "vae"] {
+        let line = report.weights.iter().find(|line| line.component == component).unwrap();
+        let kept = saved("group offloading", component);
+        assert!(kept > line.total() / 2 && kept < line.total(), "{kept} of {line:?}");
+    }
+    assert!(saved("VAE tiling", "vae") > 1 << 20);
+    // Beside a kernel that needs no memory for scores, slices save nothing.
+    assert!(saved("attention slicing", "unet") <= 0);
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["last_call"]["stages"][1]["name"], "denoise");
+    let printed = report.to_string();
+    for expected in ["weights", "mapped", "last call, cpu", "measured", "technique", "group offloading"] {
+        assert!(printed.contains(expected), "{expected} is missing from:\n{printed}");
+    }
+}
+
+#[test]
+fn a_failed_call_leaves_what_was_measured_up_to_there() {
+    let mut pipe = load(tiny("sd1"), Kind::Float);
+    let call = pipe.call("x").num_inference_steps(2).callback_on_step_end(|_| Err(Error::Argument("enough".into())));
+    assert!(call.run().is_err());
+    let measured = pipe.memory_report().unwrap().last_call.unwrap();
+    assert_eq!(
+        measured.stages.iter().map(|stage| stage.name.as_str()).collect::<Vec<_>>(),
+        ["encode prompt", "denoise"]
+    );
+    assert!(measured.stages[1].peak > 0);
+}
+
+/// Switches techniques on, other ones in each round.
+fn enable(pipe: &mut StableDiffusionPipeline, round: usize) {
+    pipe.enable_vae_slicing();
+    pipe.enable_vae_tiling();
+    match round % 4 {
+        0 => pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap(),
+        1 => pipe.to(MemoryFormat::ChannelsLast).unwrap(),
+        2 => pipe.enable_group_offload(&from_files(), &[]).unwrap(),
+        _ => {
+            pipe.enable_layerwise_casting(Kind::Float8e5m2, None).unwrap();
+            pipe.unet.move_to(MemoryFormat::ChannelsLast.into()).unwrap();
+            pipe.enable_sequential_cpu_offload(Device::Cpu).unwrap();
+        }
+    }
+    match round % 3 {
+        0 => pipe.enable_attention_slicing(AttentionSlicing::Max).unwrap(),
+        1 => pipe.enable_xformers_memory_efficient_attention().unwrap(),
+        _ => (),
+    }
+}
+
+/// Where each weight of the UNet lies, as what, and how.
+fn state(pipe: &StableDiffusionPipeline) -> Vec<(usize, Kind, Vec<i64>)> {
+    let weights = [pipe.unet.tree().unwrap(), pipe.vae.node(), pipe.text_encoder.node()].map(|node| node.state_dict());
+    weights.into_iter().flatten().map(|(_, it)| (it.data_ptr() as usize, it.kind(), it.stride())).collect()
+}
+
+#[test]
+fn a_reset_gives_the_models_back_as_they_were_loaded() {
+    let mut pipe = load(tiny("sd1"), Kind::Float);
+    let (expected, before) = (draw(&mut pipe), state(&pipe));
+    for round in 0..12 {
+        enable(&mut pipe, round);
+        drop(draw(&mut pipe));
+        pipe.reset().unwrap();
+        assert_eq!(state(&pipe), before, "round {round}");
+        assert!(pipe.attn_processors().iter().all(|(_, processor)| *processor == AttentionProcessor::Default));
+        assert!(!pipe.vae.use_slicing() && !pipe.vae.use_tiling());
+        assert!(pipe.unet.tree().unwrap().walk().iter().all(|node| node.hook_names().is_empty()));
+        assert!(draw(&mut pipe).equal(&expected), "round {round}");
+    }
+    // In another dtype than the file's the weights are copies, and their values come from the file again.
+    let mut pipe = load(tiny("sd1"), Kind::BFloat16);
+    let values = |pipe: &StableDiffusionPipeline| pipe.unet.tree().unwrap().state_dict();
+    let before: Vec<_> = values(&pipe).into_iter().map(|(key, weight)| (key, weight.copy())).collect();
+    pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap();
+    pipe.reset().unwrap();
+    assert!(
+        values(&pipe).iter().zip(&before).all(|((_, now), (_, then))| now.kind() == then.kind() && now.equal(then))
+    );
+}
+
+#[test]
+fn a_weight_that_was_changed_before_casting_keeps_the_change() {
+    let mut pipe = load(tiny("sd1"), Kind::Float);
+    let param = pipe.unet.tree().unwrap().get("conv_in").unwrap().own_params().remove(0).1;
+    drop(param.replace(param.get() * 2.0));
+    pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap();
+    let rounded = param.get().to_kind(Kind::Float);
+    pipe.reset().unwrap();
+    assert!(param.get().equal(&rounded));
+}
+
+/// Alone in its process, where nothing else takes memory.
+#[test]
+#[ignore = "run by everything_is_undone_a_thousand_times_without_growth"]
+fn resets_a_thousand_times() {
+    let mut pipe = load(tiny("sd1"), Kind::Float);
+    let expected = draw(&mut pipe);
+    let mut early = 0;
+    for round in 0..1000 {
+        enable(&mut pipe, round);
+        if round % 100 < 4 {
+            drop(draw(&mut pipe));
+        }
+        pipe.reset().unwrap();
+        if round % 100 < 4 {
+            assert!(draw(&mut pipe).equal(&expected), "round {round}");
+        }
+        if round == 200 {
+            early = resident().unwrap();
+        }
+    }
+    let grown = resident().unwrap().saturating_sub(early);
+    println!("grown by {grown} bytes in 800 rounds");
+    assert!(grown < 2 << 20, "grown by {grown} bytes");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn everything_is_undone_a_thousand_times_without_growth() {
+    let arguments = ["--ignored", "--exact", "memory_ledger::resets_a_thousand_times", "--nocapture"];
+    let output = std::process::Command::new(std::env::current_exe().unwrap()).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }

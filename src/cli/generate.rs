@@ -1,5 +1,6 @@
 //! `tch-diffusers generate`: pictures of prompts, as PNG files.
 
+use crate::allocator;
 use crate::interrupt;
 use crate::memory::Memory;
 use crate::offload::Offload;
@@ -118,6 +119,7 @@ impl Generate {
         let early = self.offload.while_loading(device).filter(|_| !parameters.memory.changes_weights());
         let offloaded = early.is_some();
         let mut pipe = load(&parameters, kind, home, early, progress)?;
+        allocator::suit(&pipe);
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }

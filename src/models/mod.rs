@@ -9,8 +9,11 @@ pub mod embeddings;
 mod modeling_utils;
 pub mod resnet;
 pub mod text_encoders;
+pub mod traced;
+mod tracing;
 pub mod transformers;
 pub mod unets;
 pub mod upsampling;
 
 pub use modeling_utils::{ModelLoader, ModelMixin, To};
+pub use tracing::{TraceOptions, Traceable, VaeDecoder, trace, trace_with};

@@ -52,11 +52,11 @@ fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Result<Tenso
         return Ok(input.f_linear(weight, bias)?);
     }
     let (outputs, inputs) = weight.size2()?;
-    let mut size = input.size();
-    size.pop();
-    size.push(outputs);
     let product = input.f_reshape([-1, inputs])?.f_mm(&weight.f_tr()?)?;
-    let mut output = product.f_view(size.as_slice())?;
+    // The input's shape with `outputs` at its end, of which a trace fixes no more than that.
+    let mut size = vec![-1; input.dim()];
+    size[input.dim() - 1] = outputs;
+    let mut output = product.f_view_as(&input.f_narrow(-1, 0, 1)?.f_expand(size.as_slice(), false)?)?;
     Ok(match bias {
         Some(bias) => output.f_add_(&bias)?,
         None => output,

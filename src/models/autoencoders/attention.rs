@@ -45,10 +45,9 @@ impl Attention {
     /// If there are not `channels` channels.
     pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[residual]| {
-            let (batch, channels, height, width) = residual.size4()?;
-            let pixels = self.group_norm.forward(&residual.f_view([batch, channels, height * width])?)?;
+            let pixels = self.group_norm.forward(&residual.f_flatten(2, 3)?)?;
             let pixels = self.attend(&pixels.f_transpose(1, 2)?)?;
-            let hidden_states = pixels.f_transpose(-1, -2)?.f_reshape([batch, channels, height, width])?;
+            let hidden_states = pixels.f_transpose(-1, -2)?.f_reshape_as(residual)?;
             Ok([hidden_states.f_add(residual)?])
         })?;
         Ok(hidden_states)

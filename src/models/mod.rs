@@ -2,6 +2,7 @@
 
 pub mod activations;
 pub mod attention;
+pub mod attention_dispatch;
 pub mod attention_processor;
 pub mod autoencoders;
 pub mod downsampling;

@@ -2,15 +2,18 @@
 //!
 //! Mirrors `torch.jit.trace` of torch 2.11, as diffusers' documentation uses it on a UNet with `return_dict=False`.
 
+use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
-use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
-use crate::models::text_encoders::CLIPTextModel;
+use crate::models::text_encoders::{CLIPTextConfig, CLIPTextModel};
 use crate::models::unets::{UNet2DConditionModel, UNetInputs};
 use crate::nn::{Module, Node};
-use crate::torch::{KindExt, TracedModule};
+use crate::torch::{Generator, KindExt, TracedModule};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
+
+/// How many tokens a text has in Stable Diffusion.
+const TOKENS: i64 = 77;
 
 /// A model whose forward takes and returns plain tensors, so that it can be traced.
 pub trait Traceable {
@@ -33,6 +36,13 @@ pub trait Traceable {
     /// # Errors
     /// Only if it cannot be written as JSON.
     fn config_json(&self) -> Result<serde_json::Value>;
+
+    /// Inputs to trace with, on the model's device and in its dtype, always the same: `batch` items, the picture being
+    /// `size` latents high and wide.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where there is no room; [`Error::Config`] for a configuration that says too little.
+    fn example_inputs(&self, batch: i64, size: [i64; 2]) -> Result<Vec<Tensor>>;
 
     /// Runs the model on as many tensors as [`Traceable::INPUTS`] names.
     ///
@@ -72,21 +82,19 @@ pub(crate) struct Note {
 ///
 /// # Examples
 /// ```
-/// use tch::{Device, Kind, Tensor};
-/// use tch_diffusers::models::{trace, ModelMixin};
-/// use tch_diffusers::{UNet2DConditionModel, utils::assets::bundled_model};
+/// use tch_diffusers::models::{Traceable, trace};
+/// use tch_diffusers::nn::Module;
+/// use tch_diffusers::{ModelMixin, UNet2DConditionModel, utils::assets::bundled_model};
 /// let unet = UNet2DConditionModel::from_pretrained(bundled_model()?).subfolder("unet").load()?;
-/// let sample = Tensor::randn([2, 4, 32, 32], (Kind::Float, Device::Cpu));
-/// let timestep = Tensor::from_slice(&[981f32]);
-/// let text = Tensor::randn([2, 77, unet.config().cross_attention_dim()], (Kind::Float, Device::Cpu));
-/// let traced = trace(&unet, &[&sample, &timestep, &text])?;
-/// assert_eq!(traced.parameters()?.len(), unet.state_dict().len());
+/// let inputs = unet.example_inputs(2, [32, 32])?;
+/// let traced = trace(&unet, &inputs)?;
+/// assert_eq!(traced.parameters()?.len(), unet.node().state_dict().len());
 /// # Ok::<(), tch_diffusers::Error>(())
 /// ```
 ///
 /// # Errors
 /// As [`trace_with`].
-pub fn trace<M: Traceable>(model: &M, inputs: &[&Tensor]) -> Result<TracedModule> {
+pub fn trace<M: Traceable>(model: &M, inputs: &[Tensor]) -> Result<TracedModule> {
     trace_with(model, inputs, TraceOptions::default())
 }
 
@@ -95,7 +103,7 @@ pub fn trace<M: Traceable>(model: &M, inputs: &[&Tensor]) -> Result<TracedModule
 /// # Errors
 /// [`Error::Argument`] for another number of inputs; [`Error::Unsupported`] for a model with hooks, which move its weights
 /// while it runs; [`Error::Torch`] if the traced module gives other numbers than the model; whatever the model fails with.
-pub fn trace_with<M: Traceable>(model: &M, inputs: &[&Tensor], options: TraceOptions) -> Result<TracedModule> {
+pub fn trace_with<M: Traceable>(model: &M, inputs: &[Tensor], options: TraceOptions) -> Result<TracedModule> {
     if inputs.len() != M::INPUTS.len() {
         let (names, found) = (M::INPUTS.join(", "), inputs.len());
         return Err(Error::Argument(format!("a {} is traced with {names}, not with {found} tensors", M::CLASS_NAME)));
@@ -108,7 +116,7 @@ pub fn trace_with<M: Traceable>(model: &M, inputs: &[&Tensor], options: TraceOpt
         )));
     }
     let _no_grad = tch::no_grad_guard();
-    let named: Vec<_> = M::INPUTS.iter().copied().zip(inputs.iter().copied()).collect();
+    let named: Vec<_> = M::INPUTS.iter().copied().zip(inputs).collect();
     let note = Note {
         class: M::CLASS_NAME.into(),
         dtype: model.root().dtype().torch_name(),
@@ -122,9 +130,8 @@ pub fn trace_with<M: Traceable>(model: &M, inputs: &[&Tensor], options: TraceOpt
     Ok(traced.with_note(note))
 }
 
-fn check<M: Traceable>(model: &M, traced: &TracedModule, inputs: &[&Tensor], tolerance: f64) -> Result<()> {
-    let given: Vec<_> = inputs.iter().map(|input| input.shallow_clone()).collect();
-    let (expected, found) = (model.run(&given)?, traced.forward(inputs)?);
+fn check<M: Traceable>(model: &M, traced: &TracedModule, inputs: &[Tensor], tolerance: f64) -> Result<()> {
+    let (expected, found) = (model.run(inputs)?, traced.forward(&inputs.iter().collect::<Vec<_>>())?);
     for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
         let expected = expected.f_to_kind(Kind::Double)?;
         let difference = expected.f_sub(&found.f_to_kind(Kind::Double)?)?.f_abs()?.f_max()?.f_double_value(&[])?;
@@ -144,6 +151,12 @@ fn json(config: &impl Serialize) -> Result<serde_json::Value> {
     serde_json::to_value(config).map_err(|error| Error::Config(error.to_string()))
 }
 
+/// Noise that is always the same.
+fn noise(like: &Node, shape: &[i64]) -> Result<Tensor> {
+    let noise = Generator::cpu(0)?.randn(shape, Kind::Float)?;
+    Ok(noise.f_to_kind(like.dtype())?.f_to_device(like.device())?)
+}
+
 /// In the order of the published recipes; returns `(sample,)`.
 impl Traceable for UNet2DConditionModel {
     const CLASS_NAME: &'static str = "UNet2DConditionModel";
@@ -155,6 +168,18 @@ impl Traceable for UNet2DConditionModel {
 
     fn config_json(&self) -> Result<serde_json::Value> {
         json(self.config())
+    }
+
+    fn example_inputs(&self, batch: i64, [height, width]: [i64; 2]) -> Result<Vec<Tensor>> {
+        let (node, config) = (self.node(), self.config());
+        let dim = match &config.cross_attention_dim {
+            OneOrMany::One(dim) => Some(*dim),
+            OneOrMany::Many(dims) => dims.first().copied(),
+        };
+        let dim = dim.ok_or_else(|| Error::Config("`cross_attention_dim` is an empty list".into()))?;
+        let timestep = Tensor::f_from_slice(&[601f32])?.f_to_kind(node.dtype())?.f_to_device(node.device())?;
+        let sample = noise(node, &[batch, config.in_channels, height, width])?;
+        Ok(vec![sample, timestep, noise(node, &[batch, TOKENS, dim])?])
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
@@ -190,6 +215,12 @@ impl Traceable for CLIPTextModel {
         json(self.config())
     }
 
+    fn example_inputs(&self, batch: i64, _: [i64; 2]) -> Result<Vec<Tensor>> {
+        let &CLIPTextConfig { vocab_size, max_position_embeddings: tokens, .. } = self.config();
+        let ids = Tensor::f_arange(batch * tokens, (Kind::Int64, self.node().device()))?.f_remainder(vocab_size)?;
+        Ok(vec![ids.f_view([batch, tokens])?])
+    }
+
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let output = self.forward(one(inputs)?, None, false)?;
         Ok(vec![output.last_hidden_state, output.pooler_output])
@@ -216,6 +247,10 @@ impl Traceable for VaeDecoder<'_> {
 
     fn config_json(&self) -> Result<serde_json::Value> {
         json(self.0.config())
+    }
+
+    fn example_inputs(&self, batch: i64, [height, width]: [i64; 2]) -> Result<Vec<Tensor>> {
+        Ok(vec![noise(self.0.node(), &[batch, self.0.config().latent_channels, height, width])?])
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {

@@ -6,6 +6,7 @@ use super::ffi::switches as ffi;
 use super::switches::Guard;
 use crate::error::{Error, Result};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use tch::Tensor;
 
 /// A kernel of scaled dot-product attention: `torch.nn.attention.SDPBackend`.
@@ -107,6 +108,27 @@ pub fn sdpa_kernel(backends: &[SDPBackend], set_priority: bool) -> Result<Guard>
     }
     State { enabled, order: order.try_into().unwrap_or(before.order) }.set()?;
     Ok(Guard::new(move || before.set()))
+}
+
+/// One attention by `backend` alone, which leaves the choice for all others as it was. Such attentions wait for each other.
+///
+/// # Shapes
+/// As [`scaled_dot_product_attention`].
+///
+/// # Errors
+/// As [`scaled_dot_product_attention`].
+pub fn attention_by(
+    backend: SDPBackend,
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    attention_mask: Option<&Tensor>,
+) -> Result<Tensor> {
+    // The choice is the process's: two threads that made and unmade it in turns would leave one half-made.
+    static CHOICE: Mutex<()> = Mutex::new(());
+    let _alone = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = sdpa_kernel(&[backend], false)?;
+    scaled_dot_product_attention(query, key, value, attention_mask)
 }
 
 /// What libtorch has written down about its kernels.

@@ -11,7 +11,7 @@ mod switches;
 mod trace;
 mod version;
 
-pub use attention::{SDPBackend, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
+pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory_format::MemoryFormat;

@@ -7,8 +7,8 @@ mod processor;
 
 pub(crate) use processor::ProcessorSetting;
 pub use processor::{
-    AttentionProcessor, AttentionSlicing, attn_processors, scaled_dot_product_attention, set_attention_slice,
-    set_use_memory_efficient_attention,
+    AttentionProcessor, AttentionSlicing, attention_backends, attn_processors, scaled_dot_product_attention,
+    set_attention_backend, set_attention_slice, set_use_memory_efficient_attention,
 };
 
 use crate::error::Result;

@@ -4,7 +4,9 @@
 //! `diffusers/models/attention_processor.py` (0.42.1).
 
 use crate::error::{Error, Result};
+use crate::models::attention_dispatch::AttentionBackend;
 use crate::nn::Node;
+use crate::torch::attention_by;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -71,6 +73,7 @@ pub(crate) struct ProcessorSetting {
     pub(crate) sliceable: bool,
     /// The heads of a slice, or one of the constants below.
     code: AtomicI64,
+    backend: AtomicI64,
 }
 
 const DEFAULT: i64 = 0;
@@ -78,7 +81,7 @@ const MEMORY_EFFICIENT: i64 = -1;
 
 impl ProcessorSetting {
     pub(crate) fn new(heads: i64, sliceable: bool, upcast_attention: bool) -> Arc<Self> {
-        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT) })
+        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT), backend: AtomicI64::new(0) })
     }
 
     fn get(&self) -> AttentionProcessor {
@@ -98,6 +101,10 @@ impl ProcessorSetting {
         self.code.store(code, Ordering::Relaxed);
     }
 
+    fn backend(&self) -> AttentionBackend {
+        AttentionBackend::from_code(self.backend.load(Ordering::Relaxed))
+    }
+
     /// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head.
     ///
     /// `query` is `[batch, heads, queries, head_dim]`, and the same comes out.
@@ -113,7 +120,10 @@ impl ProcessorSetting {
             AttentionProcessor::MemoryEfficient if attention_mask.is_none() && query.device().is_cuda() => {
                 efficient(query, key, value)
             }
-            _ => scaled_dot_product_attention(query, key, value, attention_mask),
+            _ => match self.backend().kernel() {
+                Some(kernel) => attention_by(kernel, query, key, value, attention_mask),
+                None => scaled_dot_product_attention(query, key, value, attention_mask),
+            },
         }
     }
 
@@ -190,6 +200,21 @@ fn efficient(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         None,
     )?;
     Ok(hidden_states)
+}
+
+/// Has the attentions at or below `module` computed by `backend`, where neither slices nor the memory-efficient kernel of
+/// [`set_use_memory_efficient_attention`] are switched on.
+// Differs from diffusers: there, the processors of Stable Diffusion's UNet and VAE pass the choice over.
+pub fn set_attention_backend(module: &Node, backend: AttentionBackend) {
+    for (_, setting) in attentions(module) {
+        setting.backend.store(backend.code(), Ordering::Relaxed);
+    }
+}
+
+/// Which backend each attention at or below `module` has, by path.
+#[must_use]
+pub fn attention_backends(module: &Node) -> Vec<(String, AttentionBackend)> {
+    attentions(module).into_iter().map(|(path, setting)| (path, setting.backend())).collect()
 }
 
 /// The attentions at or below `module`, by path.

@@ -13,7 +13,6 @@ use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
 use crate::models::{ModelMixin, To};
-use crate::nn::Module;
 use crate::pipelines::Prompt;
 use crate::pipelines::pipeline_utils::model_index;
 use crate::schedulers::{Scheduler, scheduler_from_config};

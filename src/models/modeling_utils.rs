@@ -10,7 +10,7 @@ use crate::hooks::{
 };
 use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
 use crate::models::attention_dispatch::AttentionBackend;
-use crate::models::attention_processor::set_attention_backend;
+use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
 use crate::nn::{Module, Scope, Weights};
 use crate::torch::MemoryFormat;
 use serde::{Serialize, de::DeserializeOwned};
@@ -106,6 +106,17 @@ pub trait ModelMixin: Module + Sized {
     /// that the backend cannot do fails, and says what is missing.
     fn set_attention_backend(&self, backend: AttentionBackend) {
         set_attention_backend(self.node(), backend);
+    }
+
+    /// Computes queries, keys and values as one product, and those of the text as keys and values. The weights keep their
+    /// names and take no more memory, but those mapped from a file are read.
+    fn fuse_qkv_projections(&self) {
+        set_fused_projections(self.node(), true);
+    }
+
+    /// Computes queries, keys and values one after the other again.
+    fn unfuse_qkv_projections(&self) {
+        set_fused_projections(self.node(), false);
     }
 
     /// Has the weights wait on the CPU or in their file, and come to the onload device in groups:

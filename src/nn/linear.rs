@@ -23,6 +23,14 @@ impl Linear {
         Ok(Self { node: scope.finish::<Self>(), weight, bias })
     }
 
+    pub(super) fn weight(&self) -> &Param {
+        &self.weight
+    }
+
+    pub(super) fn bias(&self) -> Option<&Param> {
+        self.bias.as_ref()
+    }
+
     /// # Shapes
     /// `[.., inputs]` to `[.., outputs]`.
     ///
@@ -47,7 +55,7 @@ impl Module for Linear {
 /// For an input that is not contiguous, torch makes one matrix of all its rows if the weight requires a gradient, and
 /// else may multiply the items of the batch one by one (`should_fold` in ATen's `LinearAlgebra.cpp`). The two round
 /// differently. Weights here require no gradient, so the rows are put together by hand.
-fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Result<Tensor> {
+pub(super) fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Result<Tensor> {
     if input.dim() < 3 || input.is_contiguous() {
         return Ok(input.f_linear(weight, bias)?);
     }

@@ -20,5 +20,5 @@ pub use switches::{
     Guard, MatmulPrecision, Switch, num_interop_threads, num_threads, scoped_num_threads, set_num_interop_threads,
     set_num_threads,
 };
-pub use trace::TracedModule;
+pub use trace::{TracedModule, is_tracing};
 pub use version::{cpu_capability, cuda_unavailable_reason, exit, libtorch_version};

@@ -5,12 +5,23 @@
 use super::ffi::jit::RawModule;
 use super::{KindExt, MemoryFormat};
 use crate::error::{Error, Result};
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tch::{Device, Kind, Tensor};
 
 /// Where a file holds the note that is stored with it.
 const NOTE: &str = "tch_diffusers.json";
+
+thread_local! {
+    static TRACING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is recording a trace, in which tensors that are no weights become constants.
+#[must_use]
+pub fn is_tracing() -> bool {
+    TRACING.get()
+}
 
 /// What was recorded of a model's forward, with its weights: a `torch.jit.ScriptModule`.
 ///
@@ -40,7 +51,10 @@ impl TracedModule {
         mut forward: impl FnMut(&[Tensor]) -> Result<Vec<Tensor>>,
     ) -> Result<Self> {
         let _no_grad = tch::no_grad_guard();
-        Ok(Self::new(RawModule::trace(class_name, weights, inputs, &mut forward)?, String::new()))
+        TRACING.set(true);
+        let module = RawModule::trace(class_name, weights, inputs, &mut forward);
+        TRACING.set(false);
+        Ok(Self::new(module?, String::new()))
     }
 
     /// With a note for who reads the module's file; see [`TracedModule::note`].

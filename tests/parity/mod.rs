@@ -2,6 +2,7 @@
 
 mod clip_text_model;
 mod clip_tokenizer;
+mod fused;
 mod images;
 mod memory;
 mod memory_pipelines;

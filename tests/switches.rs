@@ -9,8 +9,8 @@ use tch_diffusers::models::attention_dispatch::AttentionBackend;
 use tch_diffusers::models::attention_processor::{attention_backends, scaled_dot_product_attention};
 use tch_diffusers::nn::Module;
 use tch_diffusers::torch::{
-    MatmulPrecision, SDPBackend, Switch, attention_by, num_interop_threads, num_threads, scoped_num_threads, sdpa_kernel,
-    sdpa_kernels, set_num_threads,
+    MatmulPrecision, SDPBackend, Switch, attention_by, num_interop_threads, num_threads, scoped_num_threads,
+    sdpa_kernel, sdpa_kernels, set_num_threads,
 };
 use tch_diffusers::{Error, Generator, ModelMixin, StableDiffusionPipeline, TensorExt};
 

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
+use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::TracedUNet;
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
@@ -119,13 +120,17 @@ impl Generate {
         parameters.speed.switch()?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
         let home = if self.offload.is_on() { Device::Cpu } else { device };
-        let mut pipe = load(&parameters, kind, home, progress)?;
+        let early = self.offload.while_loading(device).filter(|_| !parameters.memory.changes_weights());
+        let offloaded = early.is_some();
+        let mut pipe = load(&parameters, kind, home, early, progress)?;
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }
         parameters.memory.enable(&mut pipe)?;
         parameters.speed.enable(&pipe)?;
-        self.offload.enable(&mut pipe, device)?;
+        if !offloaded {
+            self.offload.enable(&mut pipe, device)?;
+        }
         let images = draw(&mut pipe, &parameters)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
@@ -187,6 +192,7 @@ fn load(
     parameters: &Parameters,
     kind: Kind,
     device: Device,
+    offloading: Option<GroupOffloading>,
     progress: ProgressBarConfig,
 ) -> anyhow::Result<StableDiffusionPipeline> {
     let folder = model_folder(&parameters.model)?;
@@ -196,6 +202,9 @@ fn load(
     }
     if let Some(path) = &parameters.speed.traced_unet {
         loader = loader.unet(TracedUNet::load_to(path, device).context(ModelError)?);
+    }
+    if let Some(options) = offloading {
+        return Ok(loader.group_offload(options).load().context(ModelError)?);
     }
     let mut pipe = loader.load().context(ModelError)?;
     pipe.to(device)?;

@@ -103,7 +103,9 @@ impl Trace {
         let blocks = vae["block_out_channels"].as_array().map_or(4, Vec::len);
         let factor = 1 << blocks.saturating_sub(1);
         let sides = match &unet["sample_size"] {
-            serde_json::Value::Array(sides) => [sides.first(), sides.get(1)].map(|side| side.and_then(|side| side.as_i64())),
+            serde_json::Value::Array(sides) => {
+                [sides.first(), sides.get(1)].map(|side| side.and_then(|side| side.as_i64()))
+            }
             side => [side.as_i64(); 2],
         };
         let side = |pixels: Option<i64>, own: Option<i64>, name: &str| match (pixels, own) {

@@ -58,6 +58,7 @@ pub struct GroupOffloading {
     record_stream: bool,
     low_cpu_mem_usage: bool,
     block_modules: Vec<String>,
+    compute_dtype: Option<Kind>,
 }
 
 impl GroupOffloading {
@@ -73,6 +74,7 @@ impl GroupOffloading {
             record_stream: false,
             low_cpu_mem_usage: false,
             block_modules: vec![],
+            compute_dtype: None,
         }
     }
 
@@ -144,6 +146,16 @@ impl GroupOffloading {
         if self.block_modules.is_empty() { self.block_modules(names) } else { self }
     }
 
+    /// With [`GroupOffloading::offload_to_disk`], the dtype that weights are cast to each time they are read.
+    pub(crate) fn compute_dtype(mut self, kind: Kind) -> Self {
+        self.compute_dtype = Some(kind);
+        self
+    }
+
+    pub(crate) fn is_to_disk(&self) -> bool {
+        self.offload_to_disk
+    }
+
     /// Holds the options to each other, before any model is looked at.
     ///
     /// # Errors
@@ -179,7 +191,7 @@ impl GroupOffloading {
 
     fn residency(&self, group: &OffloadGroup) -> Result<Residency> {
         let weight = |(key, param): &(String, Param)| match self.offload_to_disk {
-            true => Weight::in_file(key, param.clone()),
+            true => Weight::in_file(key, param.clone(), self.compute_dtype),
             false => Ok(Weight::in_memory(param.clone())),
         };
         let weights = group.params.iter().map(weight).collect::<Result<_>>()?;

@@ -117,11 +117,8 @@ pub fn trace_with<M: Traceable>(model: &M, inputs: &[Tensor], options: TraceOpti
     }
     let _no_grad = tch::no_grad_guard();
     let named: Vec<_> = M::INPUTS.iter().copied().zip(inputs).collect();
-    let note = Note {
-        class: M::CLASS_NAME.into(),
-        dtype: model.root().dtype().torch_name(),
-        config: model.config_json()?,
-    };
+    let note =
+        Note { class: M::CLASS_NAME.into(), dtype: model.root().dtype().torch_name(), config: model.config_json()? };
     let note = serde_json::to_string(&note).map_err(|error| Error::Config(error.to_string()))?;
     let traced = TracedModule::trace(M::CLASS_NAME, &model.weights(), &named, |inputs| model.run(inputs))?;
     if options.check_trace {

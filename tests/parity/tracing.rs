@@ -231,7 +231,8 @@ fn a_traced_unet_refuses_what_it_does_not_take() {
     assert!(error.to_string().contains("computes in float32, but is given bfloat16"), "{error}");
     let (sample, timestep, text) = (&given["sample"], &given["timestep"], &given["encoder_hidden_states"]);
     let added_cond = Some(AddedCond { text_embeds: text, time_ids: text });
-    let error = UNet::forward(&unet, &UNetInputs { added_cond, ..UNetInputs::new(sample, timestep, text) }).unwrap_err();
+    let error =
+        UNet::forward(&unet, &UNetInputs { added_cond, ..UNetInputs::new(sample, timestep, text) }).unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("added_cond_kwargs"), "{error}");
     let wide = Generator::cpu(0).unwrap().randn([2, 5, 8, 8], Kind::Float).unwrap();
     let error = UNet::forward(&unet, &UNetInputs::new(&wide, timestep, text)).unwrap_err().to_string();

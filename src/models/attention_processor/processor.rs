@@ -83,7 +83,14 @@ const MEMORY_EFFICIENT: i64 = -1;
 
 impl ProcessorSetting {
     pub(crate) fn new(heads: i64, sliceable: bool, upcast_attention: bool) -> Arc<Self> {
-        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT), backend: AtomicI64::new(0), fused: AtomicBool::new(false) })
+        Arc::new(Self {
+            heads,
+            upcast_attention,
+            sliceable,
+            code: AtomicI64::new(DEFAULT),
+            backend: AtomicI64::new(0),
+            fused: AtomicBool::new(false),
+        })
     }
 
     fn get(&self) -> AttentionProcessor {

@@ -49,12 +49,11 @@ impl TracedUNet {
     /// As [`TracedUNet::load`].
     pub fn load_to(path: impl AsRef<Path>, device: Device) -> Result<Self> {
         let path = path.as_ref();
-        let mut unet = Self::new(TracedModule::load(path, device)?)
-            .map_err(|error| match error {
-                Error::Argument(text) => Error::Argument(format!("{}: {text}", path.display())),
-                Error::Config(text) => Error::Config(format!("{}: {text}", path.display())),
-                other => other,
-            })?;
+        let mut unet = Self::new(TracedModule::load(path, device)?).map_err(|error| match error {
+            Error::Argument(text) => Error::Argument(format!("{}: {text}", path.display())),
+            Error::Config(text) => Error::Config(format!("{}: {text}", path.display())),
+            other => other,
+        })?;
         unet.place.1 = device;
         Ok(unet)
     }

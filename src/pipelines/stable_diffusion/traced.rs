@@ -53,9 +53,9 @@ impl StableDiffusionPipeline {
     ) -> Result<Tensor> {
         let embeds = match (&self.traced.text_encoder, clip_skip) {
             (Some(traced), None) if attention_mask.is_none() => traced.forward(input_ids),
-            (Some(_), _) => Err(Error::Unsupported(
-                "a traced text encoder takes neither an attention mask nor `clip_skip`".into(),
-            )),
+            (Some(_), _) => {
+                Err(Error::Unsupported("a traced text encoder takes neither an attention mask nor `clip_skip`".into()))
+            }
             (None, None) => {
                 self.text_encoder.forward(input_ids, attention_mask, false).map(|output| output.last_hidden_state)
             }

@@ -89,7 +89,12 @@ pub(in crate::torch) fn set_sdp_order(order: &[i64; BACKENDS]) -> Result<()> {
 }
 
 /// Attention whose error says what each kernel lacks.
-pub(in crate::torch) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+pub(in crate::torch) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
     let pointer = |tensor: &Tensor| tensor.as_ptr().cast_mut().cast();
     let mask = mask.map_or(std::ptr::null_mut(), pointer);
     // SAFETY: tch's pointers are at::Tensors, alive while they are borrowed; the mask may be null.

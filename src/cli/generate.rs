@@ -204,7 +204,7 @@ fn load(
         loader = loader.unet(TracedUNet::load_to(path, device).context(ModelError)?);
     }
     if let Some(options) = offloading {
-        return Ok(loader.group_offload(options).load().context(ModelError)?);
+        return loader.group_offload(options).load().context(ModelError);
     }
     let mut pipe = loader.load().context(ModelError)?;
     pipe.to(device)?;

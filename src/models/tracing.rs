@@ -133,8 +133,7 @@ fn check<M: Traceable>(model: &M, traced: &TracedModule, inputs: &[Tensor], tole
         let expected = expected.f_to_kind(Kind::Double)?;
         let difference = expected.f_sub(&found.f_to_kind(Kind::Double)?)?.f_abs()?.f_max()?.f_double_value(&[])?;
         let largest = expected.f_abs()?.f_max()?.f_double_value(&[])?;
-        // Not a number is no agreement.
-        if !(difference <= tolerance * largest.max(1.0)) {
+        if difference.is_nan() || difference > tolerance * largest.max(1.0) {
             return Err(Error::Torch(format!(
                 "the traced module's output {number} differs from the model's by {difference:e}, more than {tolerance:e} \
                  of {largest:e}"

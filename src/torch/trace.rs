@@ -134,7 +134,7 @@ impl TracedModule {
     /// [`Error::OutOfMemory`] where there is no room; [`Error::Unsupported`] for a frozen module.
     pub fn to_device(&self, device: Device) -> Result<()> {
         self.refuse_if_frozen("moved")?;
-        self.write().to_device(device)
+        self.write().move_to(device)
     }
 
     /// Casts the parameters of floating point to `kind`. Dtypes that the trace recorded stay as they are.
@@ -143,7 +143,7 @@ impl TracedModule {
     /// As [`TracedModule::to_device`].
     pub fn to_kind(&self, kind: Kind) -> Result<()> {
         self.refuse_if_frozen("cast")?;
-        self.write().to_kind(kind)
+        self.write().cast(kind)
     }
 
     /// Lays the parameters of four dimensions out in `format`.
@@ -156,7 +156,7 @@ impl TracedModule {
             MemoryFormat::Contiguous => 0,
             MemoryFormat::ChannelsLast => 2,
         };
-        self.write().to_memory_format(number)
+        self.write().lay_out(number)
     }
 
     /// The parameters, by their dotted names; none if the module is frozen. Nothing is copied.

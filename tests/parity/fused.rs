@@ -4,7 +4,7 @@ use crate::support::{cases, generated, json, name, record, tensors};
 use tch::{Kind, Tensor};
 use tch_diffusers::image_processor::{Images, OutputType};
 use tch_diffusers::nn::Module;
-use tch_diffusers::{KindExt, ModelMixin, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
+use tch_diffusers::{KindExt, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
 
 fn load(kind: Kind) -> StableDiffusionPipeline {
     let folder = generated("fused").join("_model/sd1");
@@ -52,7 +52,7 @@ fn fused_weights_keep_their_names_and_values_and_follow_when_cast() {
     };
     let before = unet(&pipe);
     pipe.fuse_qkv_projections(true, true).unwrap();
-    draw(&mut pipe, OutputType::Latent);
+    let _ = draw(&mut pipe, OutputType::Latent);
     let after = unet(&pipe);
     for ((name, a), (other, b)) in before.iter().zip(&after) {
         assert_eq!((name, a.max_abs_diff(b).unwrap()), (other, 0.0));

@@ -211,13 +211,13 @@ impl RawModule {
         Self::make(|out, error| unsafe { tds_jit_optimize_for_inference(self.0, out, error) })
     }
 
-    pub(in crate::torch) fn to_device(&mut self, device: Device) -> Result<()> {
+    pub(in crate::torch) fn move_to(&mut self, device: Device) -> Result<()> {
         let device = device_index(device)?;
         // SAFETY: the pointer is a live module.
         checked(|error| unsafe { tds_jit_to_device(self.0, device, error) })
     }
 
-    pub(in crate::torch) fn to_kind(&mut self, kind: Kind) -> Result<()> {
+    pub(in crate::torch) fn cast(&mut self, kind: Kind) -> Result<()> {
         // The numbers of c10::ScalarType.
         let scalar_type = match kind {
             Kind::Half => 5,
@@ -230,7 +230,7 @@ impl RawModule {
         checked(|error| unsafe { tds_jit_to_kind(self.0, scalar_type, error) })
     }
 
-    pub(in crate::torch) fn to_memory_format(&mut self, format: c_int) -> Result<()> {
+    pub(in crate::torch) fn lay_out(&mut self, format: c_int) -> Result<()> {
         // SAFETY: the pointer is a live module.
         checked(|error| unsafe { tds_jit_to_memory_format(self.0, format, error) })
     }

@@ -12,3 +12,4 @@ mod parity;
 mod schedulers;
 mod stable_diffusion;
 mod support;
+mod switches;

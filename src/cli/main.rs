@@ -8,6 +8,8 @@ mod memory;
 mod offload;
 mod outcome;
 mod parameters;
+mod speed;
+mod trace;
 
 use clap::{Parser, Subcommand};
 
@@ -25,6 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Generate(Box<generate::Generate>),
+    Trace(Box<trace::Trace>),
     Env(env::Env),
 }
 
@@ -33,6 +36,7 @@ fn main() {
     log(cli.verbose);
     let done = match cli.command {
         Command::Generate(generate) => generate.run(),
+        Command::Trace(trace) => trace.run(),
         Command::Env(env) => env.run(),
     };
     tch_diffusers::torch::exit(outcome::exit_code(done))

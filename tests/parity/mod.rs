@@ -2,6 +2,7 @@
 
 mod clip_text_model;
 mod clip_tokenizer;
+mod fused;
 mod images;
 mod memory;
 mod memory_pipelines;
@@ -9,6 +10,7 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod tracing;
 mod unet;
 mod unet_config;
 mod unet_parts;

@@ -7,6 +7,7 @@ mod loading;
 mod memory;
 mod offload;
 mod pipeline_stable_diffusion;
+mod traced;
 
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
 pub use denoise::StepEnd;

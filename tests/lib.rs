@@ -7,6 +7,8 @@ mod cli;
 mod floors;
 mod gpu;
 mod loading;
+mod memory_combinations;
+mod memory_ledger;
 mod offloading;
 mod parity;
 mod schedulers;

@@ -91,6 +91,9 @@ pub(crate) struct Generate {
     /// Shows no progress bars.
     #[arg(short, long)]
     quiet: bool,
+    /// Prints what weights and work took, what was expected, and what was saved, to standard error.
+    #[arg(long, help_heading = "Memory")]
+    memory_report: bool,
     #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
@@ -139,6 +142,9 @@ impl Generate {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
             write_png(&path, image, &parameters.chunks(number)?)?;
             println!("{}", path.display());
+        }
+        if self.memory_report {
+            eprint!("{}", pipe.memory_report()?);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ pub use grouping::OffloadGroup;
 use super::residency::{Residency, Weight};
 use super::{GROUP_OFFLOADING, GROUP_OFFLOADING_ROOT, MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING};
 use crate::error::{Error, Result};
-use crate::nn::{Hook, Next, Node, Param};
+use crate::nn::{BroughtWeights, Hook, Next, Node, Param};
 use std::str::FromStr;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -269,6 +269,11 @@ impl Hook for GroupOffloadingHook {
 
     fn execution_device(&self) -> Option<Device> {
         Some(self.residency.device())
+    }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        let (copied, mapped) = self.residency.bytes(kind);
+        BroughtWeights { copied, mapped, begins: self.onloads, ends: self.offloads }
     }
 
     fn compute_dtype(&self) -> Option<Kind> {

@@ -4,6 +4,7 @@ mod cpu_offload;
 mod group_offloading;
 mod layerwise_casting;
 mod residency;
+mod restore;
 
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
 pub use group_offloading::{
@@ -13,6 +14,7 @@ pub use layerwise_casting::{
     DEFAULT_SKIP_MODULES_PATTERN, LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting,
     disable_layerwise_casting, is_layerwise_casting_active, set_compute_dtype,
 };
+pub use restore::restore_weights;
 
 use crate::error::{Error, Result};
 use crate::nn::Node;

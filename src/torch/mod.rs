@@ -5,6 +5,7 @@ mod attention;
 mod ext;
 mod ffi;
 mod mapped_file;
+mod memory;
 mod memory_format;
 mod random;
 mod switches;
@@ -14,6 +15,7 @@ mod version;
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
+pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
 pub use switches::{

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 4] = ["context", "cuda", "generator", "tensor"];
+const SOURCES: [&str; 5] = ["context", "cuda", "generator", "stream", "tensor"];
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");

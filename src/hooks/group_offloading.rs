@@ -3,13 +3,16 @@
 //! Mirrors `diffusers/hooks/group_offloading.py` (0.42.1).
 
 mod grouping;
+mod streamed;
 
 pub use grouping::OffloadGroup;
 
 use super::residency::{Residency, Weight};
+use super::transport::{Pinning, SMALLEST_LIMIT, StreamDevice, Terms, TransferDevice};
 use super::{GROUP_OFFLOADING, GROUP_OFFLOADING_ROOT, MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING};
 use crate::error::{Error, Result};
 use crate::nn::{Hook, Next, Node, Param};
+use crate::torch::Stream;
 use std::str::FromStr;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -57,6 +60,8 @@ pub struct GroupOffloading {
     use_stream: bool,
     record_stream: bool,
     low_cpu_mem_usage: bool,
+    pinned_memory_limit: Option<usize>,
+    prefetch_groups: usize,
     block_modules: Vec<String>,
 }
 
@@ -72,6 +77,8 @@ impl GroupOffloading {
             use_stream: false,
             record_stream: false,
             low_cpu_mem_usage: false,
+            pinned_memory_limit: None,
+            prefetch_groups: 1,
             block_modules: vec![],
         }
     }
@@ -114,22 +121,43 @@ impl GroupOffloading {
         self
     }
 
-    /// Copying on a CUDA stream of its own, which is not supported yet; off by default.
+    /// Copies weights beside the work, on a CUDA stream of their own; off by default. The weights of a group wait in one
+    /// piece of pinned host memory, which takes the place of what they had, and go to the device in one copy. The groups
+    /// that come next, as earlier forwards showed, are sent for ahead. Compiles, but was not yet run on a CUDA device.
+    // Differs from diffusers: there, each weight is copied by itself, pinned memory comes on top of what the weights had,
+    // and the host waits for both streams at each group. Groups of several blocks are cut into single blocks.
     pub fn use_stream(mut self, use_stream: bool) -> Self {
         self.use_stream = use_stream;
         self
     }
 
-    /// Goes with [`GroupOffloading::use_stream`]; off by default.
+    /// With [`GroupOffloading::use_stream`]: has the allocator decide when the device memory of a group is used again, not
+    /// a ring of buffers. A copy then never waits for the work on an earlier group, and takes more memory for it. Off by
+    /// default.
     pub fn record_stream(mut self, record_stream: bool) -> Self {
         self.record_stream = record_stream;
         self
     }
 
-    /// Goes with [`GroupOffloading::use_stream`]; off by default. Without a stream nothing is pinned, and it changes
-    /// nothing, as in diffusers.
+    /// With [`GroupOffloading::use_stream`]: pins nothing ahead but two small buffers, through which all weights pass on
+    /// their way; off by default. Without a stream nothing is pinned, and it changes nothing, as in diffusers.
     pub fn low_cpu_mem_usage(mut self, low_cpu_mem_usage: bool) -> Self {
         self.low_cpu_mem_usage = low_cpu_mem_usage;
+        self
+    }
+
+    /// With [`GroupOffloading::use_stream`]: the most host memory that is pinned, in bytes; the model's size and a little
+    /// more by default. Groups that find no room wait in ordinary memory, and pass through two small buffers on their way.
+    /// For a pipeline it is shared out among the models by their size.
+    pub fn pinned_memory_limit(mut self, bytes: usize) -> Self {
+        self.pinned_memory_limit = Some(bytes);
+        self
+    }
+
+    /// With [`GroupOffloading::use_stream`]: how many groups are sent for ahead of the one at work; 1 by default, as in
+    /// diffusers. More even out groups of unequal size, and each takes its memory on the device.
+    pub fn prefetch_groups(mut self, count: usize) -> Self {
+        self.prefetch_groups = count;
         self
     }
 
@@ -144,17 +172,38 @@ impl GroupOffloading {
         if self.block_modules.is_empty() { self.block_modules(names) } else { self }
     }
 
-    /// Holds the options to each other, before any model is looked at.
+    /// The limit on pinned memory, for a part of the models it was given for: `share` of `whole`.
+    pub(crate) fn with_share_of_limit(mut self, share: usize, whole: usize) -> Self {
+        let of = |limit: usize| (limit as u128 * share as u128 / whole.max(1) as u128) as usize;
+        self.pinned_memory_limit = self.pinned_memory_limit.map(|limit| of(limit).max(SMALLEST_LIMIT));
+        self
+    }
+
+    /// Holds the options to each other and to the machine, before any model is looked at.
     ///
     /// # Errors
-    /// [`Error::Argument`] for options that contradict each other, [`Error::Unsupported`] for `use_stream`.
+    /// [`Error::Argument`] for options that contradict each other, [`Error::Unsupported`] for `use_stream` where CUDA
+    /// cannot be used.
     pub fn check(&self) -> Result<()> {
+        if self.use_stream && self.onload_device == Device::Cpu {
+            let text = "`use_stream` needs an onload device with streams, and the CPU has none";
+            return Err(Error::Argument(text.into()));
+        }
+        self.check_terms()?;
+        if self.use_stream {
+            Stream::current(self.onload_device).map_err(|error| match error {
+                Error::Unsupported(reason) => Error::Unsupported(format!("`use_stream`: {reason}")),
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Holds the options to each other.
+    fn check_terms(&self) -> Result<()> {
         let refuse = |text: &str| Err(Error::Argument(text.into()));
         if self.num_blocks_per_group == 0 {
             return refuse("`num_blocks_per_group` has to be at least 1");
-        }
-        if self.use_stream && self.onload_device == Device::Cpu {
-            return refuse("`use_stream` needs an onload device with streams, and the CPU has none");
         }
         if self.record_stream && !self.use_stream {
             return refuse("`record_stream` cannot be true when `use_stream` is false");
@@ -162,10 +211,16 @@ impl GroupOffloading {
         if self.offload_to_disk && self.offload_device != Device::Cpu {
             return refuse("with `offload_to_disk` the offload device has to be the CPU");
         }
-        if self.use_stream {
-            return Err(Error::Unsupported("`use_stream`: group offloading has no streams yet".into()));
+        if self.use_stream && self.offload_device != Device::Cpu {
+            return refuse("with `use_stream` the offload device has to be the CPU");
         }
-        Ok(())
+        match self.pinned_memory_limit {
+            Some(_) if !self.use_stream => refuse("`pinned_memory_limit` goes with `use_stream`"),
+            Some(limit) if limit < SMALLEST_LIMIT => {
+                refuse(&format!("`pinned_memory_limit` has to be at least {SMALLEST_LIMIT} bytes"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The groups that `node` is cut into, in the order in which diffusers makes them.
@@ -177,13 +232,23 @@ impl GroupOffloading {
         Ok(grouping::groups(node, self))
     }
 
-    fn residency(&self, group: &OffloadGroup) -> Result<Residency> {
+    fn weights(&self, group: &OffloadGroup) -> Result<Vec<Weight>> {
         let weight = |(key, param): &(String, Param)| match self.offload_to_disk {
             true => Weight::in_file(key, param.clone()),
             false => Ok(Weight::in_memory(param.clone())),
         };
-        let weights = group.params.iter().map(weight).collect::<Result<_>>()?;
-        Ok(Residency::new(group.id.clone(), weights, self.onload_device, self.non_blocking))
+        group.params.iter().map(weight).collect()
+    }
+
+    fn terms(&self) -> Terms {
+        // What lies in a file cannot be pinned.
+        let pinning =
+            Pinning { ahead: !self.low_cpu_mem_usage && !self.offload_to_disk, limit: self.pinned_memory_limit };
+        Terms { prefetch: self.prefetch_groups, record_stream: self.record_stream, pinning }
+    }
+
+    fn residency(&self, group: &OffloadGroup) -> Result<Residency> {
+        Ok(Residency::new(group.id.clone(), self.weights(group)?, self.onload_device, self.non_blocking))
     }
 }
 
@@ -195,11 +260,12 @@ impl GroupOffloading {
 /// weights that did not come from a file or were changed since. Then no group offloading is on.
 pub fn apply_group_offloading(node: &Node, options: &GroupOffloading) -> Result<()> {
     let groups = options.groups(node)?;
-    let names: Vec<_> = node.walk().iter().flat_map(Node::hook_names).collect();
-    if names.iter().any(|name| [MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING].contains(&name.as_str())) {
-        return super::refuse_if_offloaded(node, "group offloading cannot be switched on");
+    if options.use_stream {
+        let device = StreamDevice::new(options.onload_device)?;
+        make_way(node)?;
+        return streamed::attach(node, options, &groups, device);
     }
-    remove_group_offloading(node)?;
+    make_way(node)?;
     let residencies = groups.iter().map(|group| options.residency(group).map(Arc::new)).collect::<Result<Vec<_>>>()?;
     if !options.offload_to_disk {
         node.to_device(options.offload_device)?;
@@ -217,6 +283,27 @@ pub fn apply_group_offloading(node: &Node, options: &GroupOffloading) -> Result<
     }
     node.add_outer_hook(GROUP_OFFLOADING_ROOT, Root(all));
     Ok(())
+}
+
+/// As [`apply_group_offloading`] with a stream, on a device that is given; the onload device of the options counts for
+/// nothing.
+///
+/// # Errors
+/// As [`apply_group_offloading`], and whatever the device refuses.
+pub fn apply_group_offloading_on<D: TransferDevice>(node: &Node, options: &GroupOffloading, device: D) -> Result<()> {
+    let options = options.clone().use_stream(true);
+    options.check_terms()?;
+    make_way(node)?;
+    streamed::attach(node, &options, &grouping::groups(node, &options), device)
+}
+
+/// Takes off group offloading that is on, and refuses where other offloading is.
+fn make_way(node: &Node) -> Result<()> {
+    let names: Vec<_> = node.walk().iter().flat_map(Node::hook_names).collect();
+    if names.iter().any(|name| [MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING].contains(&name.as_str())) {
+        return super::refuse_if_offloaded(node, "group offloading cannot be switched on");
+    }
+    remove_group_offloading(node).map(drop)
 }
 
 /// Undoes [`apply_group_offloading`]. The weights are then on the offload device, those left to files in memory again.

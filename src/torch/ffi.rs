@@ -1,6 +1,8 @@
 //! The border to the C++ shim: declarations, and one safe function per call. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
+pub(super) mod stream;
+
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};

@@ -1,14 +1,17 @@
-//! What tch lacks: random generators, memory formats, mapped files, fallible idioms, and facts about this libtorch.
+//! What tch lacks: random generators, memory formats, mapped files, streams and pinned memory, fallible idioms, and facts
+//! about this libtorch.
 
 mod ext;
 mod ffi;
 mod mapped_file;
 mod memory_format;
 mod random;
+mod stream;
 mod version;
 
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
+pub use stream::{Event, PAGE, PinnedMemory, Stream, copy_non_blocking, record_stream, whole_pages};
 pub use version::{cpu_capability, cuda_unavailable_reason, exit, libtorch_version};

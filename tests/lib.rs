@@ -11,4 +11,5 @@ mod offloading;
 mod parity;
 mod schedulers;
 mod stable_diffusion;
+mod streams;
 mod support;

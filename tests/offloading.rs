@@ -363,6 +363,32 @@ fn measures_memory() {
     println!("resident: {:.3} of {size} bytes, {:.3} s", share(bytes), seconds(&unet));
     assert!(share(bytes) > 0.95, "{bytes} of {size} bytes: the weights were not counted");
     assert!(outputs.iter().all(|output| output.max_abs_diff(&resident).unwrap() == 0.0));
+    drop(unet);
+    casts_what_it_reads(large.path(), size);
+}
+
+/// A file in half the bytes, computed in float32: loading casts nothing, and a forward one layer at a time.
+fn casts_what_it_reads(folder: &Path, size: usize) {
+    UNet2DConditionModel::from_pretrained(folder)
+        .torch_dtype(Kind::BFloat16)
+        .load()
+        .unwrap()
+        .save_pretrained(folder)
+        .unwrap();
+    let loader = || UNet2DConditionModel::from_pretrained(folder).torch_dtype(Kind::Float);
+    let ((unet, output), bytes) = peak(|| {
+        let unet = loader().group_offload(disk(GroupOffloading::leaf_level())).load().unwrap();
+        let output = predict_noise(&unet);
+        (unet, output)
+    });
+    println!("cast for each forward: {:.3} of {size} bytes", bytes as f64 / size as f64);
+    assert!(bytes < size * 3 / 10, "loading and a forward took {bytes} bytes of {size}");
+    assert_eq!((unet.node().dtype(), output.kind()), (Kind::Float, Kind::Float));
+    let resident = predict_noise(&loader().load().unwrap());
+    assert_eq!(output.max_abs_diff(&resident).unwrap(), 0.0);
+    unet.disable_group_offload().unwrap();
+    assert!(unet.node().state_dict().iter().all(|(_, weight)| weight.kind() == Kind::Float));
+    assert_eq!(predict_noise(&unet).max_abs_diff(&resident).unwrap(), 0.0);
 }
 
 #[cfg(target_os = "linux")]

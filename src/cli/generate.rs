@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
+use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
 use tch_diffusers::schedulers::SchedulerKind;
@@ -114,12 +115,16 @@ impl Generate {
         self.offload.check(device)?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
         let home = if self.offload.is_on() { Device::Cpu } else { device };
-        let mut pipe = load(&parameters, kind, home, progress)?;
+        let early = self.offload.while_loading(device).filter(|_| !parameters.memory.changes_weights());
+        let offloaded = early.is_some();
+        let mut pipe = load(&parameters, kind, home, early, progress)?;
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }
         parameters.memory.enable(&mut pipe)?;
-        self.offload.enable(&mut pipe, device)?;
+        if !offloaded {
+            self.offload.enable(&mut pipe, device)?;
+        }
         let images = draw(&mut pipe, &parameters)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
@@ -168,6 +173,7 @@ fn load(
     parameters: &Parameters,
     kind: Kind,
     device: Device,
+    offloading: Option<GroupOffloading>,
     progress: ProgressBarConfig,
 ) -> anyhow::Result<StableDiffusionPipeline> {
     let folder = match parameters.model.as_str() {
@@ -180,6 +186,9 @@ fn load(
     let mut loader = StableDiffusionPipeline::from_pretrained(folder).torch_dtype(kind).progress_bar(progress);
     if let Some(variant) = &parameters.variant {
         loader = loader.variant(variant);
+    }
+    if let Some(options) = offloading {
+        return Ok(loader.group_offload(options).load().context(ModelError)?);
     }
     let mut pipe = loader.load().context(ModelError)?;
     pipe.to(device)?;

@@ -54,6 +54,11 @@ impl Memory {
         }
     }
 
+    /// Whether the weights are changed before they can be offloaded.
+    pub(crate) fn changes_weights(&self) -> bool {
+        self.channels_last || self.layerwise_casting.is_some()
+    }
+
     /// Switches on what is asked for.
     pub(crate) fn enable(&self, pipe: &mut StableDiffusionPipeline) -> Result<(), Error> {
         if let Some(size) = &self.attention_slicing {

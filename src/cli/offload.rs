@@ -94,6 +94,11 @@ impl Offload {
         self.group(device).check()
     }
 
+    /// What can be switched on while loading, so that weights in another dtype than their file's are never all in memory.
+    pub(crate) fn while_loading(&self, device: Device) -> Option<GroupOffloading> {
+        self.offload_disk.then(|| self.group(device))
+    }
+
     /// Switches it on for a pipeline that is on the CPU.
     pub(crate) fn enable(&self, pipe: &mut StableDiffusionPipeline, device: Device) -> Result<()> {
         match self.offload {

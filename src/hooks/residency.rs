@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::nn::Param;
-use crate::torch::{MappedTensor, MemoryFormat};
+use crate::torch::{KindExt, MappedTensor, MemoryFormat};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -28,7 +28,7 @@ pub(super) struct Weight {
 }
 
 /// How a weight is made from its file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFile {
     tensor: MappedTensor,
     kind: Kind,
@@ -117,8 +117,9 @@ impl Weight {
         Self { param, file: None }
     }
 
-    /// A weight that is read from the file it was loaded from. `key` is its name in errors.
-    pub(super) fn in_file(key: &str, param: Param) -> Result<Self> {
+    /// A weight that is read from the file it was loaded from, and cast to `compute_dtype` if it is of another, or else to
+    /// its present dtype. `key` is its name in errors.
+    pub(super) fn in_file(key: &str, param: Param, compute_dtype: Option<Kind>) -> Result<Self> {
         let refuse = |why: &str| Err(Error::Argument(format!("`{key}` cannot be left to its file: {why}")));
         let Some(tensor) = param.origin().cloned() else {
             return refuse("it did not come from a safetensors file");
@@ -138,10 +139,12 @@ impl Weight {
             [_, c, h, w] if weight.stride() == [c * h * w, 1, w * c, c] => MemoryFormat::ChannelsLast,
             _ => MemoryFormat::Contiguous,
         };
-        let file = InFile { tensor, kind: weight.f_kind()?, format };
+        let present = weight.f_kind()?;
+        let kind = compute_dtype.filter(|_| present.is_floating_point()).unwrap_or(present);
+        let file = InFile { tensor, kind, format };
         // A copy, because it has another dtype or order: no change is lost if the file gives the same once more.
         if !file.tensor.is(&weight)? {
-            let again = file.read(Device::Cpu, false)?;
+            let again = InFile { kind: present, ..file.clone() }.read(Device::Cpu, false)?;
             let same = again.stride() == weight.stride() && again.f_equal(&weight)?;
             file.tensor.release()?;
             if !same {

@@ -56,7 +56,8 @@ pub trait ModelMixin: Module + Sized {
 
     /// Reads the model that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`.
     fn from_pretrained(folder: impl AsRef<Path>) -> ModelLoader<Self> {
-        ModelLoader { folder: folder.as_ref().to_path_buf(), options: LoadOptions::default(), model: PhantomData }
+        let folder = folder.as_ref().to_path_buf();
+        ModelLoader { folder, options: LoadOptions::default(), offloading: None, model: PhantomData }
     }
 
     /// Writes `config.json` and the weights to `folder`, so that diffusers reads them back.
@@ -184,6 +185,7 @@ impl From<MemoryFormat> for To {
 pub struct ModelLoader<M> {
     folder: PathBuf,
     options: LoadOptions,
+    offloading: Option<GroupOffloading>,
     model: PhantomData<fn() -> M>,
 }
 
@@ -212,7 +214,14 @@ impl<M: ModelMixin> ModelLoader<M> {
         self
     }
 
-    /// All options at once.
+    /// Switches group offloading on while loading. Weights that are left to their file in another dtype than the model's
+    /// are then cast for each forward, and never all at once.
+    pub fn group_offload(mut self, options: GroupOffloading) -> Self {
+        self.offloading = Some(options);
+        self
+    }
+
+    /// All options but offloading at once.
     pub fn options(mut self, options: LoadOptions) -> Self {
         self.options = options;
         self
@@ -222,8 +231,10 @@ impl<M: ModelMixin> ModelLoader<M> {
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Config`] naming the file, [`Error::MissingWeights`] or [`Error::WeightShape`] naming the
-    /// keys, [`Error::Unsupported`] naming what the configuration asks for and is not there.
+    /// keys, [`Error::Unsupported`] naming what the configuration asks for and is not there; with group offloading also
+    /// as [`apply_group_offloading`].
     pub fn load(self) -> Result<M> {
+        self.offloading.as_ref().map_or(Ok(()), GroupOffloading::check)?;
         let folder = self.options.folder(&self.folder);
         let path = folder.join("config.json");
         let map: ConfigMap = read_json(&path)?;
@@ -237,9 +248,12 @@ impl<M: ModelMixin> ModelLoader<M> {
         // Differs from diffusers: without a dtype every model is float32. There, models of transformers keep the file's
         // dtype and those of diffusers do not, so that a pipeline saved in float16 fails at its first step.
         let kind = self.options.torch_dtype.unwrap_or(Kind::Float);
-        let checkpoint = Checkpoint::open(&files, M::KEYS, Some(kind), self.options.device)?;
+        let offloading = self.offloading.map(|offloading| offloading.compute_dtype(kind));
+        let cast = Some(kind).filter(|_| !offloading.as_ref().is_some_and(GroupOffloading::is_to_disk));
+        let checkpoint = Checkpoint::open(&files, M::KEYS, cast, self.options.device)?;
         let model = M::from_weights(config, &checkpoint).map_err(in_file)?;
         checkpoint.finish()?;
+        offloading.map_or(Ok(()), |options| model.enable_group_offload(&options))?;
         Ok(model)
     }
 }

@@ -13,5 +13,5 @@ pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
-pub use stream::{Event, PAGE, PinnedMemory, Stream, copy_non_blocking, record_stream, whole_pages};
+pub use stream::{Event, PAGE, PinnedMemory, Stream, copy_non_blocking, record_stream, trim_host_memory, whole_pages};
 pub use version::{cpu_capability, cuda_unavailable_reason, exit, libtorch_version};

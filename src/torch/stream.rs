@@ -164,6 +164,12 @@ pub fn whole_pages(bytes: usize) -> Result<Tensor> {
     Ok(memory.f_narrow(0, start as i64, length as i64)?)
 }
 
+/// Gives freed memory of the host back to the operating system. glibc keeps what lies between blocks in use; other
+/// allocators need no telling.
+pub fn trim_host_memory() {
+    ffi::trim();
+}
+
 /// Host memory that stays where it is until this goes, so that a CUDA device can read it beside other work.
 ///
 /// libtorch's own pinned memory comes in powers of two, which takes up to twice the bytes asked for. This pins memory that

@@ -9,6 +9,7 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod streams;
 mod unet;
 mod unet_config;
 mod unet_parts;

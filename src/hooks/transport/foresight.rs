@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn nothing_is_expected_of_the_first_run() {
         let mut foresight = Foresight::default();
-        assert_eq!(run(&mut foresight, &[0, 1, 2], 1), vec![vec![]; 3]);
+        assert_eq!(run(&mut foresight, &[0, 1, 2], 1), vec![Vec::<usize>::new(); 3]);
         assert_eq!(run(&mut foresight, &[0, 1, 2], 1), [vec![1], vec![2], vec![]]);
         assert_eq!(run(&mut foresight, &[0, 1, 2], 2), [vec![1, 2], vec![2], vec![]]);
     }
@@ -110,6 +110,6 @@ mod tests {
         foresight.begin();
         foresight.enter(7);
         foresight.finish(false);
-        assert_eq!(run(&mut foresight, &[7, 8], 1), vec![vec![]; 2]);
+        assert_eq!(run(&mut foresight, &[7, 8], 1), vec![Vec::<usize>::new(); 2]);
     }
 }

@@ -5,7 +5,7 @@ use super::staging::Staging;
 use super::{Lane, TransferDevice};
 use crate::error::{Error, Result};
 use crate::hooks::residency::Weight;
-use crate::torch::{PAGE, whole_pages};
+use crate::torch::{PAGE, trim_host_memory, whole_pages};
 use tch::Tensor;
 
 /// How long a piece of pinned memory becomes before another is begun, in bytes. The pieces are filled one after the other,
@@ -108,6 +108,7 @@ impl<D: TransferDevice> Hold<D> {
             }
             // Not before the pages are written, so that they are taken one by one as the weights leave others.
             hold.pinned.push(device.pin(&memory)?);
+            trim_host_memory();
         }
         if hold.cargo.iter().any(|cargo| cargo.pinned.is_none()) {
             hold.staging = Some(Staging::new(device, staging)?);

@@ -3,6 +3,7 @@
 use super::{Components, StableDiffusionPipeline};
 use crate::configuration_utils::{ConfigMap, read_json};
 use crate::error::{Error, Result};
+use crate::hooks::GroupOffloading;
 use crate::loaders::LoadOptions;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
@@ -22,6 +23,7 @@ use tch::{Device, Kind};
 pub struct StableDiffusionLoader {
     folder: PathBuf,
     options: LoadOptions,
+    offloading: Option<GroupOffloading>,
     progress_bar: ProgressBarConfig,
     vae: Option<AutoencoderKL>,
     text_encoder: Option<CLIPTextModel>,
@@ -35,6 +37,7 @@ impl StableDiffusionLoader {
         Self {
             folder: folder.to_path_buf(),
             options: LoadOptions::default(),
+            offloading: None,
             progress_bar: ProgressBarConfig::default(),
             vae: None,
             text_encoder: None,
@@ -59,6 +62,13 @@ impl StableDiffusionLoader {
     /// Where the weights go; the CPU by default.
     pub fn device(mut self, device: Device) -> Self {
         self.options.device = device;
+        self
+    }
+
+    /// Switches group offloading on, for every model that is read from the folder, while loading. Weights that are left to
+    /// their files in another dtype than the pipeline's are then cast for each forward, and never all at once.
+    pub fn group_offload(mut self, options: GroupOffloading) -> Self {
+        self.offloading = Some(options);
         self
     }
 
@@ -109,7 +119,7 @@ impl StableDiffusionLoader {
         self.check(&index)?;
         let (folder, progress_bar) = (self.folder.as_path(), self.progress_bar);
         let bar = progress_bar.start(5, "loading");
-        let load = Load { folder, options: &self.options };
+        let load = Load { folder, options: &self.options, offloading: self.offloading.as_ref() };
         let scheduler = match self.scheduler {
             Some(scheduler) => scheduler,
             None => scheduler_from_config(&read_json::<ConfigMap>(&folder.join("scheduler/scheduler_config.json"))?)?,
@@ -180,6 +190,7 @@ impl StableDiffusionLoader {
 struct Load<'a> {
     folder: &'a Path,
     options: &'a LoadOptions,
+    offloading: Option<&'a GroupOffloading>,
 }
 
 impl Load<'_> {
@@ -191,6 +202,11 @@ impl Load<'_> {
             options.variant = None;
         }
         let loader: ModelLoader<M> = M::from_pretrained(folder);
-        loader.options(options).load()
+        let loader = loader.options(options);
+        match self.offloading {
+            // How long the others are is not known yet.
+            Some(offloading) => loader.group_offload(offloading.clone().with_share_of_limit(1, 3)).load(),
+            None => loader.load(),
+        }
     }
 }

@@ -31,6 +31,7 @@ unsafe extern "C" {
     fn tds_copy(to: *mut c_void, from: *mut c_void, non_blocking: c_int, error: Message) -> c_int;
     fn tds_pin(address: *mut c_void, bytes: usize, error: Message) -> c_int;
     fn tds_unpin(address: *mut c_void, error: Message) -> c_int;
+    fn tds_trim();
 }
 
 /// The number of CUDA among the `c10::DeviceType`s.
@@ -141,4 +142,10 @@ pub(in crate::torch) fn pin(host: &Tensor, bytes: usize) -> Result<()> {
 pub(in crate::torch) fn unpin(host: &Tensor) -> Result<()> {
     // SAFETY: the memory belongs to `host` and was pinned before.
     checked(|error| unsafe { tds_unpin(host.data_ptr(), error) })
+}
+
+/// Gives freed memory back to the operating system.
+pub(in crate::torch) fn trim() {
+    // SAFETY: takes nothing, and touches nothing that is in use.
+    unsafe { tds_trim() }
 }

@@ -7,6 +7,9 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 struct TdsStream {
   int64_t id;
@@ -125,4 +128,11 @@ SHIM int tds_unpin(void* address, char** error) {
     cudart<int (*)()>("cudaGetLastError")();
     TORCH_CHECK(false, "memory cannot be unpinned: ", cudart<const char* (*)(int)>("cudaGetErrorString")(status));
   });
+}
+
+// Gives freed memory back to the operating system, where the allocator keeps it until it is told.
+SHIM void tds_trim() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }

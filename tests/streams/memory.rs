@@ -73,11 +73,11 @@ fn measures_pinned_memory() {
     apply_group_offloading_on(unet.node(), &options, device.clone()).unwrap();
     let (peak, after) = (memory("VmHWM").saturating_sub(before), memory("VmRSS").saturating_sub(before));
     println!("switching on: {:.3} of {bytes} bytes at the most, {:.3} after", share(peak), share(after));
-    // A piece of pinned memory is filled while the weights of one leave theirs; the allocator keeps a little of that.
-    assert!(share(after) < 0.3 && share(peak) < 0.8, "{after} and {peak} of {bytes} bytes");
+    // While a piece of pinned memory is filled, the weights that leave theirs for it are there twice.
+    assert!(share(after) < 0.05 && share(peak) < 0.6, "{after} and {peak} of {bytes} bytes");
     let expected = predict(&unet);
     let settled = memory("VmRSS");
-    for round in 0..60 {
+    for round in 0..24 {
         apply_group_offloading_on(unet.node(), &options, device.clone()).unwrap();
         if round % 6 == 0 {
             assert_eq!(predict(&unet).max_abs_diff(&expected).unwrap(), 0.0);
@@ -86,8 +86,8 @@ fn measures_pinned_memory() {
         }
     }
     let grown = memory("VmRSS").saturating_sub(settled);
-    println!("60 rounds: {:.3} of {bytes} bytes", share(grown));
-    assert!(share(grown) < 0.3, "60 rounds left {grown} bytes behind");
+    println!("24 rounds: {:.3} of {bytes} bytes", share(grown));
+    assert!(share(grown) < 0.1, "24 rounds left {grown} bytes behind");
 }
 
 #[cfg(target_os = "linux")]

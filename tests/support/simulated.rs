@@ -1,7 +1,7 @@
 //! A device with a lane for copies, on the CPU, for whatever order of events a real one may choose.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::{Lane, Step, TransferDevice};
 use tch_diffusers::{Error, Result};
@@ -59,16 +59,18 @@ pub(crate) struct Pin(Simulated, usize);
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut simulation = self.0.0.lock().unwrap();
-        simulation.pinned -= self.1;
-        assert!(simulation.queue.is_empty(), "memory is unpinned that the device is still to read");
+        let is_read = self.0.with(|simulation| {
+            simulation.pinned -= self.1;
+            simulation.queue.is_empty()
+        });
+        assert!(is_read || std::thread::panicking(), "memory is unpinned that the device is still to read");
     }
 }
 
 impl Simulated {
     /// Looks at, or changes, what is simulated.
     pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Simulation) -> T) -> T {
-        look(&mut self.0.lock().unwrap())
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What the device is told while `work` is done.

@@ -188,7 +188,7 @@ fn load(
         loader = loader.variant(variant);
     }
     if let Some(options) = offloading {
-        return Ok(loader.group_offload(options).load().context(ModelError)?);
+        return loader.group_offload(options).load().context(ModelError);
     }
     let mut pipe = loader.load().context(ModelError)?;
     pipe.to(device)?;

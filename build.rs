@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 5] = ["context", "cuda", "generator", "stream", "tensor"];
+const SOURCES: [&str; 6] = ["context", "cuda", "generator", "memory", "stream", "tensor"];
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");

@@ -4,6 +4,7 @@
 mod ext;
 mod ffi;
 mod mapped_file;
+mod memory;
 mod memory_format;
 mod random;
 mod stream;
@@ -11,6 +12,7 @@ mod version;
 
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
+pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;
 pub use random::{Generator, randn_tensor};
 pub use stream::{Event, PAGE, PinnedMemory, Stream, copy_non_blocking, record_stream, trim_host_memory, whole_pages};

@@ -6,7 +6,9 @@ use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::{UNet2DConditionConfig, UNetInputs};
 use tch_diffusers::nn::{Module, RandomWeights};
-use tch_diffusers::torch::{Event, PAGE, PinnedMemory, Stream, copy_non_blocking, record_stream, whole_pages};
+use tch_diffusers::torch::{
+    Event, MemoryTracker, PAGE, PinnedMemory, Stream, copy_non_blocking, is_pinned, record_stream, whole_pages,
+};
 use tch_diffusers::{ModelMixin, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
 
 const CUDA: Device = Device::Cuda(0);
@@ -17,6 +19,7 @@ fn gpu_a_copy_on_a_stream_arrives_behind_its_event() {
     let host = whole_pages(1 << 26).unwrap();
     let _ = host.shallow_clone().fill_(7);
     let pinned = PinnedMemory::pin(&host).unwrap();
+    assert!(is_pinned(&host).unwrap());
     let (copies, work) = (Stream::from_pool(CUDA).unwrap(), Stream::current(CUDA).unwrap());
     assert_eq!(copies.device(), CUDA);
     assert_ne!(copies, work);
@@ -34,6 +37,7 @@ fn gpu_a_copy_on_a_stream_arrives_behind_its_event() {
     assert!(event.is_reached().unwrap());
     copies.synchronize().unwrap();
     drop(pinned);
+    assert!(!is_pinned(&host).unwrap());
     drop(PinnedMemory::pin(&host).unwrap());
     assert_eq!(host.numel() % PAGE, 0);
 }
@@ -112,18 +116,42 @@ impl Large {
     }
 }
 
+/// With most layers in memory for a moment alone: the time of the model on the device, and a third of its memory.
 #[test]
 #[ignore = "needs a CUDA device"]
 fn gpu_copies_hide_behind_the_work() {
     let large = Large::new();
+    let memory = MemoryTracker::start(CUDA).unwrap();
     large.unet.to(CUDA).unwrap();
     let (expected, resident) = (large.predict(), large.seconds());
+    let activations = memory.peak().unwrap() - large.bytes();
     large.unet.to(Device::Cpu).unwrap();
     let options = GroupOffloading::leaf_level().use_stream(true).prefetch_groups(3).onload_device(CUDA);
     large.unet.enable_group_offload(&options).unwrap();
-    let output = large.predict();
-    assert_eq!(output.max_abs_diff(&expected).unwrap(), 0.0);
+    memory.reset_peak().unwrap();
+    assert_eq!(large.predict().max_abs_diff(&expected).unwrap(), 0.0);
     let streamed = large.seconds();
-    println!("resident {resident:.4} s, streamed {streamed:.4} s, {} bytes", large.bytes());
+    let weights = memory.peak().unwrap() - activations;
+    println!("resident {resident:.4} s, streamed {streamed:.4} s, {weights} of {} bytes", large.bytes());
     assert!(streamed <= 1.1 * resident, "{streamed} s, and {resident} s with the weights on the device");
+    assert!(weights * 100 <= large.bytes() * 35, "{weights} of {} bytes", large.bytes());
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn gpu_a_hundred_forwards_leave_nothing_behind() {
+    let large = Large::new();
+    for record_stream in [false, true] {
+        let options = GroupOffloading::leaf_level().use_stream(true).record_stream(record_stream).onload_device(CUDA);
+        large.unet.enable_group_offload(&options).unwrap();
+        let _ = large.predict();
+        let expected = large.predict();
+        tch::Cuda::synchronize(0);
+        let memory = MemoryTracker::start(CUDA).unwrap();
+        for run in 0..100 {
+            assert_eq!(large.predict().max_abs_diff(&expected).unwrap(), 0.0, "run {run}");
+        }
+        tch::Cuda::synchronize(0);
+        assert!(memory.current().unwrap() <= 0, "{} bytes more", memory.current().unwrap());
+    }
 }

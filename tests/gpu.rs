@@ -2,6 +2,7 @@
 
 mod memory;
 mod speed;
+mod streams;
 
 use crate::support::generated;
 use tch::{Device, Kind};

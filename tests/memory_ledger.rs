@@ -168,7 +168,7 @@ fn an_estimate_for_another_dtype_counts_its_bytes() {
 
 #[test]
 fn weights_are_counted_by_how_they_lie_and_shared_ones_once() {
-    let mut pipe = load(tiny("sd1"), Kind::Float);
+    let pipe = load(tiny("sd1"), Kind::Float);
     let total = |pipe: &StableDiffusionPipeline, number: usize| pipe.memory_report().unwrap().weights[number].clone();
     let parameters = pipe.unet.tree().unwrap().num_parameters() as i64;
     let unet = total(&pipe, 1);

@@ -11,6 +11,7 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod streams;
 mod tracing;
 mod unet;
 mod unet_config;

@@ -150,8 +150,13 @@ fn a_memory_report_is_printed_beside_the_pictures_name() {
 #[test]
 fn contradictions_in_offloading_are_found_before_the_model_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["--offload-disk"], "--offload-disk goes with --offload group"),
+        (&["--offload", "model", "--stream"], "--stream goes with --offload group"),
+        (&["--offload", "group", "--record-stream"], "--record-stream goes with --stream"),
+        (&["--offload", "group", "--low-cpu-mem-usage"], "--low-cpu-mem-usage goes with --stream"),
+        (&["--offload", "group", "--pinned-memory-limit", "9"], "--pinned-memory-limit goes with --stream"),
+        (&["--offload", "group", "--stream"], "the CPU has none"),
         (&["--offload", "model", "--offload-type", "leaf"], "--offload-type goes with --offload group"),
         (&["--offload", "sequential", "--blocks-per-group", "2"], "--blocks-per-group goes with --offload group"),
         (
@@ -248,6 +253,10 @@ fn help_is_complete_and_has_examples() {
         "--offload-type",
         "--blocks-per-group",
         "--offload-disk",
+        "--stream",
+        "--record-stream",
+        "--low-cpu-mem-usage",
+        "--pinned-memory-limit",
         "Memory:",
         "Examples:",
     ];

@@ -13,4 +13,6 @@ mod offloading;
 mod parity;
 mod schedulers;
 mod stable_diffusion;
+mod streams;
 mod support;
+mod switches;

@@ -2,12 +2,16 @@
 #![allow(unsafe_code)]
 
 mod memory;
+pub(super) mod stream;
 
 pub(super) use memory::{HostTracker, cuda_memory, is_pinned, reset_peak_cuda_memory};
 
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};
+
+pub(super) mod jit;
+pub(super) mod switches;
 
 type Message = *mut *mut c_char;
 

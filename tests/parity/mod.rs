@@ -3,6 +3,7 @@
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
+mod fused;
 mod images;
 mod memory;
 mod memory_pipelines;
@@ -10,6 +11,8 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod streams;
+mod tracing;
 mod unet;
 mod unet_config;
 mod unet_parts;

@@ -4,10 +4,12 @@
 //! `diffusers/models/attention_processor.py` (0.42.1).
 
 use crate::error::{Error, Result};
+use crate::models::attention_dispatch::AttentionBackend;
 use crate::nn::Node;
+use crate::torch::attention_by;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use tch::{Kind, Tensor};
 
 /// How many heads are computed at once; the heads of all items of the batch count.
@@ -71,6 +73,9 @@ pub(crate) struct ProcessorSetting {
     pub(crate) sliceable: bool,
     /// The heads of a slice, or one of the constants below.
     code: AtomicI64,
+    backend: AtomicI64,
+    /// Whether queries, keys and values come from one product.
+    fused: AtomicBool,
 }
 
 const DEFAULT: i64 = 0;
@@ -78,7 +83,14 @@ const MEMORY_EFFICIENT: i64 = -1;
 
 impl ProcessorSetting {
     pub(crate) fn new(heads: i64, sliceable: bool, upcast_attention: bool) -> Arc<Self> {
-        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT) })
+        Arc::new(Self {
+            heads,
+            upcast_attention,
+            sliceable,
+            code: AtomicI64::new(DEFAULT),
+            backend: AtomicI64::new(0),
+            fused: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn get(&self) -> AttentionProcessor {
@@ -98,6 +110,14 @@ impl ProcessorSetting {
         self.code.store(code, Ordering::Relaxed);
     }
 
+    pub(crate) fn is_fused(&self) -> bool {
+        self.fused.load(Ordering::Relaxed)
+    }
+
+    fn backend(&self) -> AttentionBackend {
+        AttentionBackend::from_code(self.backend.load(Ordering::Relaxed))
+    }
+
     /// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head.
     ///
     /// `query` is `[batch, heads, queries, head_dim]`, and the same comes out.
@@ -113,7 +133,10 @@ impl ProcessorSetting {
             AttentionProcessor::MemoryEfficient if attention_mask.is_none() && query.device().is_cuda() => {
                 efficient(query, key, value)
             }
-            _ => scaled_dot_product_attention(query, key, value, attention_mask),
+            _ => match self.backend().kernel() {
+                Some(kernel) => attention_by(kernel, query, key, value, attention_mask),
+                None => scaled_dot_product_attention(query, key, value, attention_mask),
+            },
         }
     }
 
@@ -191,6 +214,33 @@ fn efficient(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         None,
     )?;
     Ok(hidden_states)
+}
+
+/// Has the attentions at or below `module` computed by `backend`, where neither slices nor the memory-efficient kernel of
+/// [`set_use_memory_efficient_attention`] are switched on.
+// Differs from diffusers: there, the processors of Stable Diffusion's UNet and VAE pass the choice over.
+pub fn set_attention_backend(module: &Node, backend: AttentionBackend) {
+    for (_, setting) in attentions(module) {
+        setting.backend.store(backend.code(), Ordering::Relaxed);
+    }
+}
+
+/// Has each attention at or below `module` compute queries, keys and values as one product, or those of the text as keys and
+/// values; or again one after the other. Fusing ends slices.
+// Differs from diffusers: there, the weights are held twice, and moving the model moves both.
+pub fn set_fused_projections(module: &Node, fused: bool) {
+    for (_, setting) in attentions(module) {
+        setting.fused.store(fused, Ordering::Relaxed);
+        if fused {
+            setting.set(AttentionProcessor::Default);
+        }
+    }
+}
+
+/// Which backend each attention at or below `module` has, by path.
+#[must_use]
+pub fn attention_backends(module: &Node) -> Vec<(String, AttentionBackend)> {
+    attentions(module).into_iter().map(|(path, setting)| (path, setting.backend())).collect()
 }
 
 /// The attentions at or below `module`, by path.

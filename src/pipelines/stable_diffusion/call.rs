@@ -269,7 +269,7 @@ impl<'a> StableDiffusionCall<'a> {
             return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents) });
         }
         let latents = latents.f_div_scalar(self.pipe.vae.config().scaling_factor)?;
-        let image = self.pipe.vae.decode(&latents).map_err(|error| error.within("vae"))?;
+        let image = self.pipe.decode(&latents)?;
         let images = self.pipe.image_processor.postprocess(&image, self.output_type)?;
         watch.end_stage();
         Ok(StableDiffusionPipelineOutput { images })

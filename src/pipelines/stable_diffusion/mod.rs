@@ -10,6 +10,7 @@ mod memory_report;
 mod offload;
 mod pipeline_stable_diffusion;
 mod reset;
+mod traced;
 
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
 pub use denoise::StepEnd;

@@ -195,7 +195,15 @@ fn a_failed_write_leaves_no_file() {
     assert_eq!(left, ["taken.png"]);
 }
 
-#[cfg(unix)]
+/// Whether a process listens to SIGINT.
+#[cfg(target_os = "linux")]
+fn listens(process: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & 0b10 != 0
+}
+
+#[cfg(target_os = "linux")]
 #[test]
 fn ctrl_c_stops_between_steps_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -203,7 +211,11 @@ fn ctrl_c_stops_between_steps_and_writes_nothing() {
     let arguments = ["generate", "--prompt", "a red circle", "--steps", "900", "--output", "a.png"];
     let child =
         command.args(arguments).current_dir(folder.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    while !listens(child.id()) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // Somewhere in its steps, or still loading on a busy machine.
+    std::thread::sleep(std::time::Duration::from_secs(1));
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();

@@ -3,6 +3,7 @@
 # make parity      the table of differences to diffusers, from the last `make test`
 # make judge       how many of 200 prompts the bundled model draws right, here and in diffusers
 # make bench       time and memory side by side with diffusers
+# make bench-memory  peak memory and time of each technique that saves memory, side by side with diffusers
 # make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests there
 # make lint        formatting, clippy, rustdoc
 
@@ -11,14 +12,14 @@ SEED   ?= 7
 PYTHON_ENV := .venv/bin/python
 BINARY := target/release/tch-diffusers
 
-.PHONY: demo build test fixtures parity judge bench gpu-bundle lint libtorch python clean
+.PHONY: demo build test fixtures parity judge bench bench-memory gpu-bundle lint libtorch python clean
 
 demo: build
-	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --guidance-scale 2 --output demo.png
+	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
 	@echo
 	@echo "The picture is $(CURDIR)/demo.png."
 	@echo 'Another one:  make demo PROMPT="a red ring on a white background" SEED=1'
-	@echo 'or:           $(BINARY) generate --prompt "a green circle on a black background" --guidance-scale 2 --output circle.png'
+	@echo 'or:           $(BINARY) generate --prompt "a green circle on a black background" --output circle.png'
 
 build: libtorch
 	@cargo build --release
@@ -50,6 +51,11 @@ judge: build python
 bench: build python
 	cargo build --release --example bench_worker
 	$(PYTHON_ENV) benchmarks/bench.py
+
+bench-memory: build python
+	@scripts/setup.sh bench
+	cargo build --release --example bench_memory
+	$(PYTHON_ENV) benchmarks/memory.py
 
 gpu-bundle: build fixtures
 	@scripts/gpu_bundle.sh

@@ -5,7 +5,7 @@ use tch_diffusers::utils::assets::bundled_model;
 
 fn main() -> anyhow::Result<()> {
     let mut pipe = StableDiffusionPipeline::from_pretrained(bundled_model()?).load()?;
-    let output = pipe.call("a red ring on a white background").guidance_scale(2.0).seed(1).run()?;
+    let output = pipe.call("a red ring on a white background").seed(1).run()?;
     output.images.to_rgb()?[0].save("ring.png")?;
     println!("ring.png");
     Ok(())

@@ -132,10 +132,31 @@ fn offloading_changes_no_pixel_and_no_byte_of_the_file() {
 }
 
 #[test]
+fn a_memory_report_is_printed_beside_the_pictures_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--memory-report", "--layerwise-casting", "float8_e4m3fn", "--vae-tiling", "--output", "a.png"];
+    let output = generate(&more, folder.path());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "a.png\n");
+    let report = stderr(&output);
+    for expected in ["weights", "text_encoder", "unet", "last call, cpu", "measured", "estimated", "denoise", "decode"]
+    {
+        assert!(report.contains(expected), "{expected} is missing from:\n{report}");
+    }
+    for technique in ["layerwise casting", "VAE tiling"] {
+        assert!(report.contains(technique), "{technique} is missing from:\n{report}");
+    }
+}
+
+#[test]
 fn contradictions_in_offloading_are_found_before_the_model_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["--offload-disk"], "--offload-disk goes with --offload group"),
+        (&["--offload", "model", "--stream"], "--stream goes with --offload group"),
+        (&["--offload", "group", "--record-stream"], "--record-stream goes with --stream"),
+        (&["--offload", "group", "--low-cpu-mem-usage"], "--low-cpu-mem-usage goes with --stream"),
+        (&["--offload", "group", "--pinned-memory-limit", "9"], "--pinned-memory-limit goes with --stream"),
+        (&["--offload", "group", "--stream"], "the CPU has none"),
         (&["--offload", "model", "--offload-type", "leaf"], "--offload-type goes with --offload group"),
         (&["--offload", "sequential", "--blocks-per-group", "2"], "--blocks-per-group goes with --offload group"),
         (
@@ -225,12 +246,17 @@ fn help_is_complete_and_has_examples() {
         "--vae-tiling",
         "--layerwise-casting",
         "--channels-last",
+        "--memory-report",
         "--output",
         "--from",
         "--offload",
         "--offload-type",
         "--blocks-per-group",
         "--offload-disk",
+        "--stream",
+        "--record-stream",
+        "--low-cpu-mem-usage",
+        "--pinned-memory-limit",
         "Memory:",
         "Examples:",
     ];

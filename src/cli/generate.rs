@@ -1,5 +1,6 @@
 //! `tch-diffusers generate`: pictures of prompts, as PNG files.
 
+use crate::allocator;
 use crate::interrupt;
 use crate::memory::Memory;
 use crate::offload::Offload;
@@ -90,6 +91,9 @@ pub(crate) struct Generate {
     /// Shows no progress bars.
     #[arg(short, long)]
     quiet: bool,
+    /// Prints what weights and work took, what was expected, and what was saved, to standard error.
+    #[arg(long, help_heading = "Memory")]
+    memory_report: bool,
     #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
@@ -123,6 +127,7 @@ impl Generate {
         let early = self.offload.while_loading(device).filter(|_| !parameters.memory.changes_weights());
         let offloaded = early.is_some();
         let mut pipe = load(&parameters, kind, home, early, progress)?;
+        allocator::suit(&pipe);
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }
@@ -137,6 +142,9 @@ impl Generate {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
             write_png(&path, image, &parameters.chunks(number)?)?;
             println!("{}", path.display());
+        }
+        if self.memory_report {
+            eprint!("{}", pipe.memory_report()?);
         }
         Ok(())
     }

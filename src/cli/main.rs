@@ -1,5 +1,6 @@
 //! The command line tool.
 
+mod allocator;
 mod env;
 mod generate;
 mod interrupt;
@@ -11,10 +12,6 @@ mod speed;
 mod trace;
 
 use clap::{Parser, Subcommand};
-
-/// Serves libtorch as well: tensors come and go thousands of times a step, which the system's allocator is slower at.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Pictures from text with diffusion models on libtorch: the same pictures as Python's diffusers, without Python.
 #[derive(Debug, Parser)]

@@ -41,6 +41,19 @@ pub(crate) struct Offload {
     /// With --offload group: leaves weights to the model's own files; on a CPU too. Nothing is written.
     #[arg(long)]
     offload_disk: bool,
+    /// With --offload group, on a CUDA device: copies weights beside the work, on a stream of their own
+    #[arg(long)]
+    stream: bool,
+    /// With --stream: has the allocator, not a ring of buffers, decide when device memory is used again. Copies wait less,
+    /// and take more memory.
+    #[arg(long)]
+    record_stream: bool,
+    /// With --stream: pins nothing ahead on the host, where weights pass through two small pinned buffers. Slower
+    #[arg(long)]
+    low_cpu_mem_usage: bool,
+    /// With --stream: the most host memory that is pinned, in bytes [default: the models' size]
+    #[arg(long, value_name = "BYTES")]
+    pinned_memory_limit: Option<usize>,
 }
 
 impl Offload {
@@ -56,6 +69,7 @@ impl Offload {
                 (self.offload_type.is_some(), "--offload-type"),
                 (self.blocks_per_group.is_some(), "--blocks-per-group"),
                 (self.offload_disk, "--offload-disk"),
+                (self.stream, "--stream"),
             ];
             if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
                 return refuse(&format!("{option} goes with --offload group"));
@@ -63,6 +77,16 @@ impl Offload {
         }
         if self.offload_type == Some(Level::Leaf) && self.blocks_per_group.is_some() {
             return refuse("--blocks-per-group goes with --offload-type block");
+        }
+        if !self.stream {
+            let given = [
+                (self.record_stream, "--record-stream"),
+                (self.low_cpu_mem_usage, "--low-cpu-mem-usage"),
+                (self.pinned_memory_limit.is_some(), "--pinned-memory-limit"),
+            ];
+            if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
+                return refuse(&format!("{option} goes with --stream"));
+            }
         }
         if self.is_on() && device == Device::Cpu && !self.offload_disk {
             tracing::warn!("--offload saves nothing on the CPU, but with --offload group --offload-disk");
@@ -86,11 +110,18 @@ impl Offload {
     }
 
     fn group(&self, device: Device) -> GroupOffloading {
-        match self.offload_type {
+        let options = match self.offload_type {
             Some(Level::Leaf) => GroupOffloading::leaf_level(),
             Some(Level::Block) | None => GroupOffloading::block_level(self.blocks_per_group.unwrap_or(1)),
         }
         .onload_device(device)
         .offload_to_disk(self.offload_disk)
+        .use_stream(self.stream)
+        .record_stream(self.record_stream)
+        .low_cpu_mem_usage(self.low_cpu_mem_usage);
+        match self.pinned_memory_limit {
+            Some(bytes) => options.pinned_memory_limit(bytes),
+            None => options,
+        }
     }
 }

@@ -3,215 +3,34 @@
 //! Mirrors `diffusers/hooks/group_offloading.py` (0.42.1).
 
 mod grouping;
+mod options;
+mod streamed;
 
 pub use grouping::OffloadGroup;
+pub use options::{GroupOffloading, GroupOffloadingType};
 
-use super::residency::{Residency, Weight};
+use super::residency::Residency;
+use super::transport::{StreamDevice, TransferDevice};
 use super::{GROUP_OFFLOADING, GROUP_OFFLOADING_ROOT, MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING};
-use crate::error::{Error, Result};
-use crate::nn::{Hook, Next, Node, Param};
-use std::str::FromStr;
+use crate::error::Result;
+use crate::nn::{BroughtWeights, Hook, Next, Node};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
-
-/// How finely a model is cut into groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GroupOffloadingType {
-    /// Some blocks of a list at a time: `block_level`.
-    BlockLevel,
-    /// One convolution, linear map or embedding at a time: `leaf_level`.
-    LeafLevel,
-}
-
-impl FromStr for GroupOffloadingType {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "block_level" => Ok(Self::BlockLevel),
-            "leaf_level" => Ok(Self::LeafLevel),
-            other => Err(Error::Argument(format!("unknown offload type `{other}`: use block_level or leaf_level"))),
-        }
-    }
-}
-
-/// The options of group offloading, named as the arguments of diffusers' `apply_group_offloading`.
-///
-/// # Examples
-/// ```
-/// use tch::Device;
-/// use tch_diffusers::hooks::GroupOffloading;
-/// // Weights stay in their files, two blocks of the model at a time are in memory.
-/// let options = GroupOffloading::block_level(2).onload_device(Device::Cpu).offload_to_disk(true);
-/// # let _ = options;
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "options do nothing before they are passed on"]
-pub struct GroupOffloading {
-    offload_type: GroupOffloadingType,
-    num_blocks_per_group: usize,
-    pub(crate) onload_device: Device,
-    offload_device: Device,
-    offload_to_disk: bool,
-    non_blocking: bool,
-    use_stream: bool,
-    record_stream: bool,
-    low_cpu_mem_usage: bool,
-    block_modules: Vec<String>,
-    compute_dtype: Option<Kind>,
-}
-
-impl GroupOffloading {
-    fn new(offload_type: GroupOffloadingType, num_blocks_per_group: usize) -> Self {
-        Self {
-            offload_type,
-            num_blocks_per_group,
-            onload_device: Device::cuda_if_available(),
-            offload_device: Device::Cpu,
-            offload_to_disk: false,
-            non_blocking: false,
-            use_stream: false,
-            record_stream: false,
-            low_cpu_mem_usage: false,
-            block_modules: vec![],
-            compute_dtype: None,
-        }
-    }
-
-    /// Groups of `num_blocks_per_group` blocks, at least 1, of each list of blocks directly below the model. All the rest
-    /// is one group, which stays for the whole forward.
-    pub fn block_level(num_blocks_per_group: usize) -> Self {
-        Self::new(GroupOffloadingType::BlockLevel, num_blocks_per_group)
-    }
-
-    /// A group for each convolution, linear map and embedding; other weights by the module they belong to.
-    pub fn leaf_level() -> Self {
-        Self::new(GroupOffloadingType::LeafLevel, 1)
-    }
-
-    /// Where the work is done; by default the first CUDA device, or the CPU where there is none. That weights go to a
-    /// CUDA device and back compiles, but was not yet run on one.
-    pub fn onload_device(mut self, device: Device) -> Self {
-        self.onload_device = device;
-        self
-    }
-
-    /// Where weights wait; the CPU by default.
-    pub fn offload_device(mut self, device: Device) -> Self {
-        self.offload_device = device;
-        self
-    }
-
-    /// Leaves waiting weights to the safetensors files they were loaded from; off by default. Works with the CPU as
-    /// onload device too. Weights of the file's own dtype cost neither a copy nor time; others are cast for each forward.
-    // Differs from diffusers: `offload_to_disk_path` names a folder into which all weights are written a second time.
-    pub fn offload_to_disk(mut self, offload_to_disk: bool) -> Self {
-        self.offload_to_disk = offload_to_disk;
-        self
-    }
-
-    /// Whether copies to the onload device may go on while the host does other things; off by default.
-    pub fn non_blocking(mut self, non_blocking: bool) -> Self {
-        self.non_blocking = non_blocking;
-        self
-    }
-
-    /// Copying on a CUDA stream of its own, which is not supported yet; off by default.
-    pub fn use_stream(mut self, use_stream: bool) -> Self {
-        self.use_stream = use_stream;
-        self
-    }
-
-    /// Goes with [`GroupOffloading::use_stream`]; off by default.
-    pub fn record_stream(mut self, record_stream: bool) -> Self {
-        self.record_stream = record_stream;
-        self
-    }
-
-    /// Goes with [`GroupOffloading::use_stream`]; off by default. Without a stream nothing is pinned, and it changes
-    /// nothing, as in diffusers.
-    pub fn low_cpu_mem_usage(mut self, low_cpu_mem_usage: bool) -> Self {
-        self.low_cpu_mem_usage = low_cpu_mem_usage;
-        self
-    }
-
-    /// Children that are cut into blocks like a model of their own, at block level; the model's own by default.
-    pub fn block_modules(mut self, names: &[&str]) -> Self {
-        self.block_modules = names.iter().map(ToString::to_string).collect();
-        self
-    }
-
-    /// As [`GroupOffloading::block_modules`], for a model that knows its own, unless some were given.
-    pub(crate) fn or_block_modules(self, names: &[&str]) -> Self {
-        if self.block_modules.is_empty() { self.block_modules(names) } else { self }
-    }
-
-    /// With [`GroupOffloading::offload_to_disk`], the dtype that weights are cast to each time they are read.
-    pub(crate) fn compute_dtype(mut self, kind: Kind) -> Self {
-        self.compute_dtype = Some(kind);
-        self
-    }
-
-    pub(crate) fn is_to_disk(&self) -> bool {
-        self.offload_to_disk
-    }
-
-    /// Holds the options to each other, before any model is looked at.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for options that contradict each other, [`Error::Unsupported`] for `use_stream`.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |text: &str| Err(Error::Argument(text.into()));
-        if self.num_blocks_per_group == 0 {
-            return refuse("`num_blocks_per_group` has to be at least 1");
-        }
-        if self.use_stream && self.onload_device == Device::Cpu {
-            return refuse("`use_stream` needs an onload device with streams, and the CPU has none");
-        }
-        if self.record_stream && !self.use_stream {
-            return refuse("`record_stream` cannot be true when `use_stream` is false");
-        }
-        if self.offload_to_disk && self.offload_device != Device::Cpu {
-            return refuse("with `offload_to_disk` the offload device has to be the CPU");
-        }
-        if self.use_stream {
-            return Err(Error::Unsupported("`use_stream`: group offloading has no streams yet".into()));
-        }
-        Ok(())
-    }
-
-    /// The groups that `node` is cut into, in the order in which diffusers makes them.
-    ///
-    /// # Errors
-    /// As [`GroupOffloading::check`].
-    pub fn groups(&self, node: &Node) -> Result<Vec<OffloadGroup>> {
-        self.check()?;
-        Ok(grouping::groups(node, self))
-    }
-
-    fn residency(&self, group: &OffloadGroup) -> Result<Residency> {
-        let weight = |(key, param): &(String, Param)| match self.offload_to_disk {
-            true => Weight::in_file(key, param.clone(), self.compute_dtype),
-            false => Ok(Weight::in_memory(param.clone())),
-        };
-        let weights = group.params.iter().map(weight).collect::<Result<_>>()?;
-        Ok(Residency::new(group.id.clone(), weights, self.onload_device, self.non_blocking))
-    }
-}
 
 /// Has the weights at and below `node` wait on the offload device, or in their files, and come to the onload device in
 /// groups, each for the time of its own forward. Group offloading that is on already is replaced.
 ///
 /// # Errors
-/// As [`GroupOffloading::check`]; [`Error::Argument`] while other offloading is on, or, with `offload_to_disk`, for
-/// weights that did not come from a file or were changed since. Then no group offloading is on.
+/// As [`GroupOffloading::check`]; [`Error::Argument`](crate::Error::Argument) while other offloading is on, or, with
+/// `offload_to_disk`, for weights that did not come from a file or were changed since. Then no group offloading is on.
 pub fn apply_group_offloading(node: &Node, options: &GroupOffloading) -> Result<()> {
     let groups = options.groups(node)?;
-    let names: Vec<_> = node.walk().iter().flat_map(Node::hook_names).collect();
-    if names.iter().any(|name| [MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING].contains(&name.as_str())) {
-        return super::refuse_if_offloaded(node, "group offloading cannot be switched on");
+    if options.use_stream {
+        let device = StreamDevice::new(options.onload_device)?;
+        make_way(node)?;
+        return streamed::attach(node, options, &groups, device);
     }
-    remove_group_offloading(node)?;
+    make_way(node)?;
     let residencies = groups.iter().map(|group| options.residency(group).map(Arc::new)).collect::<Result<Vec<_>>>()?;
     if !options.offload_to_disk {
         node.to_device(options.offload_device)?;
@@ -231,11 +50,32 @@ pub fn apply_group_offloading(node: &Node, options: &GroupOffloading) -> Result<
     Ok(())
 }
 
+/// As [`apply_group_offloading`] with a stream, on a device that is given; the onload device of the options counts for
+/// nothing.
+///
+/// # Errors
+/// As [`apply_group_offloading`], and whatever the device refuses.
+pub fn apply_group_offloading_on<D: TransferDevice>(node: &Node, options: &GroupOffloading, device: D) -> Result<()> {
+    let options = options.clone().use_stream(true);
+    options.check_terms()?;
+    make_way(node)?;
+    streamed::attach(node, &options, &grouping::groups(node, &options), device)
+}
+
+/// Takes off group offloading that is on, and refuses where other offloading is.
+fn make_way(node: &Node) -> Result<()> {
+    let names: Vec<_> = node.walk().iter().flat_map(Node::hook_names).collect();
+    if names.iter().any(|name| [MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING].contains(&name.as_str())) {
+        return super::refuse_if_offloaded(node, "group offloading cannot be switched on");
+    }
+    remove_group_offloading(node).map(drop)
+}
+
 /// Undoes [`apply_group_offloading`]. The weights are then on the offload device, those left to files in memory again.
 /// Says whether there was anything to undo.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] where weights that were left to files have no room; the offloading is still on then.
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where weights that were left to files have no room; the offloading is still on then.
 pub fn remove_group_offloading(node: &Node) -> Result<bool> {
     let mut removed = false;
     for node in node.walk() {
@@ -269,6 +109,11 @@ impl Hook for GroupOffloadingHook {
 
     fn execution_device(&self) -> Option<Device> {
         Some(self.residency.device())
+    }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        let (copied, mapped) = self.residency.bytes(kind);
+        BroughtWeights { copied, mapped, begins: self.onloads, ends: self.offloads }
     }
 
     fn compute_dtype(&self) -> Option<Kind> {

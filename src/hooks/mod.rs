@@ -4,15 +4,20 @@ mod cpu_offload;
 mod group_offloading;
 mod layerwise_casting;
 mod residency;
+mod restore;
+mod transport;
 
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
 pub use group_offloading::{
-    GroupOffloading, GroupOffloadingType, OffloadGroup, apply_group_offloading, remove_group_offloading,
+    GroupOffloading, GroupOffloadingType, OffloadGroup, apply_group_offloading, apply_group_offloading_on,
+    remove_group_offloading,
 };
 pub use layerwise_casting::{
     DEFAULT_SKIP_MODULES_PATTERN, LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting,
     disable_layerwise_casting, is_layerwise_casting_active, set_compute_dtype,
 };
+pub use restore::restore_weights;
+pub use transport::{Lane, Step, StreamDevice, TransferDevice};
 
 use crate::error::{Error, Result};
 use crate::nn::Node;

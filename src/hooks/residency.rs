@@ -47,8 +47,14 @@ impl Residency {
 
     /// The dtype that weights read from their file are cast to, where that is another than the file's.
     pub(super) fn compute_dtype(&self) -> Option<Kind> {
-        let cast = |weight: &Weight| weight.file.as_ref().map(|file| (file.kind, file.tensor.kind()));
-        self.weights.iter().filter_map(cast).find(|(kind, stored)| kind != stored).map(|(kind, _)| kind)
+        self.weights.iter().find_map(Weight::compute_dtype)
+    }
+
+    /// What the weights take while they are on the device, for a model of dtype `kind`: bytes of copies, and bytes of files'
+    /// pages that are looked at.
+    pub(super) fn bytes(&self, kind: Kind) -> (usize, usize) {
+        let bytes = self.weights.iter().map(|weight| weight.bytes(self.device, kind));
+        bytes.fold((0, 0), |sum, (copied, mapped)| (sum.0 + copied, sum.1 + mapped))
     }
 
     fn originals(&self) -> MutexGuard<'_, Option<Vec<Tensor>>> {
@@ -98,16 +104,21 @@ impl Residency {
     /// Undoes [`Residency::drop_copies`]: all weights, or none if one finds no room.
     pub(super) fn restore_copies(&self) -> Result<()> {
         self.offload();
-        let in_files = || self.weights.iter().filter(|weight| weight.file.is_some());
+        Weight::restore_copies(&self.weights)
+    }
+}
+
+impl Weight {
+    /// Undoes [`Weight::drop_copy`]: for all `weights`, or none if one finds no room.
+    pub(super) fn restore_copies(weights: &[Self]) -> Result<()> {
+        let in_files = || weights.iter().filter(|weight| weight.file.is_some());
         let copies = in_files().map(|weight| weight.onload(Device::Cpu, false)).collect::<Result<Vec<_>>>()?;
         for (weight, copy) in in_files().zip(copies) {
             drop(weight.param.replace(copy));
         }
         Ok(())
     }
-}
 
-impl Weight {
     /// A weight that stays in memory.
     pub(super) fn in_memory(param: Param) -> Self {
         Self { param, file: None }
@@ -159,14 +170,78 @@ impl Weight {
         }
     }
 
-    fn drop_copy(&self) -> Result<()> {
+    /// [`Residency::bytes`] of this weight.
+    fn bytes(&self, device: Device, kind: Kind) -> (usize, usize) {
+        let current = self.param.get();
+        let (stored, elements) = (current.kind(), current.numel());
+        let computed = if stored.elt_size_in_bytes() > 1 && stored.is_floating_point() { kind } else { stored };
+        let bytes = elements * computed.elt_size_in_bytes();
+        match &self.file {
+            Some(file) if device == Device::Cpu && file.tensor.kind() == computed => match file.format {
+                MemoryFormat::Contiguous => (0, bytes),
+                MemoryFormat::ChannelsLast => (bytes, bytes),
+            },
+            Some(file) => (bytes, elements * file.tensor.kind().elt_size_in_bytes()),
+            None if current.device() == device => (0, 0),
+            None => (bytes, 0),
+        }
+    }
+
+    /// The dtype that it is cast to for a forward, where its file has another.
+    pub(super) fn compute_dtype(&self) -> Option<Kind> {
+        self.file.as_ref().filter(|file| file.kind != file.tensor.kind()).map(|file| file.kind)
+    }
+
+    /// What the slot holds.
+    pub(super) fn waiting(&self) -> Tensor {
+        self.param.get()
+    }
+
+    /// Whether `waiting` is a view of the file that the weight was left to.
+    pub(super) fn is_in_file(&self, waiting: &Tensor) -> Result<bool> {
+        self.file.as_ref().map_or(Ok(false), |file| file.tensor.is(waiting))
+    }
+
+    /// Puts `tensor` in the slot and hands back what was there.
+    pub(super) fn replace(&self, tensor: Tensor) -> Tensor {
+        self.param.replace(tensor)
+    }
+
+    /// What the module finds: `copy` of the waiting weight, as it would be had it not been left to its file.
+    pub(super) fn arrived(&self, copy: Tensor, from_file: bool) -> Result<Tensor> {
+        match self.file.as_ref().filter(|_| from_file) {
+            Some(file) => file.format.apply(&copy.f_to_kind(file.kind)?),
+            None => Ok(copy),
+        }
+    }
+
+    /// Lays a weight that does not fill its memory, such as every other row of a matrix, out without gaps.
+    pub(super) fn close_gaps(&self) -> Result<()> {
+        let waiting = self.param.get();
+        if !fills_its_memory(&waiting) {
+            drop(self.param.replace(waiting.f_contiguous()?));
+        }
+        Ok(())
+    }
+
+    /// Moves the weight's numbers to `place`, which is in the slot from then on.
+    pub(super) fn move_to(&self, mut place: Tensor) -> Result<()> {
+        tch::no_grad(|| place.f_copy_(&self.param.get()))?;
+        drop(self.param.replace(place));
+        if let Some(Err(error)) = self.param.origin().map(MappedTensor::release) {
+            tracing::debug!(target: "tch_diffusers::hooks", "{error}");
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_copy(&self) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         drop(self.param.replace(file.tensor.view()?));
         file.tensor.release()
     }
 
     /// Gives the file's pages back. That it cannot be done costs memory, and nothing else.
-    fn release(&self) {
+    pub(super) fn release(&self) {
         if let Some(Err(error)) = self.file.as_ref().map(|file| file.tensor.release()) {
             tracing::debug!(target: "tch_diffusers::hooks", "{error}");
         }
@@ -178,5 +253,34 @@ impl InFile {
         let stored = self.tensor.view()?;
         let moved = stored.f_to_device_(device, self.tensor.kind(), non_blocking, false)?;
         self.format.apply(&moved.f_to_kind(self.kind)?)
+    }
+}
+
+/// Whether the elements lie side by side, in whatever order of dimensions.
+fn fills_its_memory(tensor: &Tensor) -> bool {
+    let sides = tensor.size().into_iter().zip(tensor.stride()).filter(|(side, _)| *side != 1);
+    let mut sides: Vec<_> = sides.collect();
+    sides.sort_by_key(|(_, stride)| *stride);
+    let filled = sides.into_iter().try_fold(1, |filled, (side, stride)| (stride == filled).then_some(filled * side));
+    filled.is_some() || tensor.numel() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_of_dimensions_fill_their_memory_and_parts_do_not() {
+        let tensor = Tensor::zeros([2, 3, 4, 5], (Kind::Float, Device::Cpu));
+        let last = MemoryFormat::ChannelsLast.apply(&tensor).unwrap();
+        let scalar = Tensor::from(1.0);
+        assert!(
+            [&tensor, &last, &tensor.transpose(1, 3), &scalar, &tensor.narrow(0, 1, 1)].map(fills_its_memory)
+                == [true; 5]
+        );
+        assert!(
+            [&tensor.narrow(1, 0, 2), &tensor.slice(3, 0, 5, 2), &scalar.expand([3], false)].map(fills_its_memory)
+                == [false; 3]
+        );
     }
 }

@@ -18,7 +18,7 @@ pub use activation::Activation;
 pub use conv::{Conv2d, Conv2dConfig};
 pub use embedding::Embedding;
 pub use fused_linear::FusedLinear;
-pub use hook::{Hook, Next};
+pub use hook::{BroughtWeights, Hook, Next};
 pub use linear::Linear;
 pub use node::{Module, Node, Param};
 pub use norm::{GroupNorm, LayerNorm};

@@ -72,7 +72,9 @@ impl TensorExt for Tensor {
     fn add_into(mut self, other: &Tensor) -> Result<Tensor> {
         let (size, addend) = (self.size(), other.size());
         let broadcasts = addend.iter().rev().zip(size.iter().rev()).all(|(side, own)| side == own || *side == 1);
-        let fits = self.f_kind()? == other.f_kind()? && size.len() >= addend.len() && broadcasts;
+        // A new tensor could be laid out otherwise where the two are, and layouts decide how later operations round.
+        let laid_out_alike = size != addend || self.stride() == other.stride();
+        let fits = self.f_kind()? == other.f_kind()? && size.len() >= addend.len() && broadcasts && laid_out_alike;
         Ok(if fits && self.is_unshared()? { self.f_add_(other)? } else { self.f_add(other)? })
     }
 

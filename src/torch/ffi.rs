@@ -1,6 +1,11 @@
 //! The border to the C++ shim: declarations, and one safe function per call. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
+mod memory;
+pub(super) mod stream;
+
+pub(super) use memory::{HostTracker, cuda_memory, is_pinned, reset_peak_cuda_memory};
+
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};

@@ -47,3 +47,12 @@ pub fn exit(status: u8) -> ! {
     let _ = std::io::stderr().flush();
     ffi::exit_at_once(status.into())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_search_for_cuda_was_made_before_the_first_test() {
+        let reason = super::cuda_unavailable_reason().unwrap();
+        assert!(!reason.as_ref().is_some_and(|reason| reason.contains("not opened yet")), "{reason:?}");
+    }
+}

@@ -228,7 +228,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0, help="2 is where the model draws best")
+    parser.add_argument("--guidance", type=float, default=7.5, help="guidance scale")
     parser.add_argument("--negative", help="a negative prompt, for --side diffusers")
     parser.add_argument("--scheduler", help="a scheduler class by from_config, for --side diffusers")
     parser.add_argument("--model", default=os.path.join(ROOT, "assets", "shapes"))

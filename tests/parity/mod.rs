@@ -1,5 +1,6 @@
 //! Side by side with diffusers: the same inputs, the same seed, the largest difference.
 
+mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
 mod fused;
@@ -10,6 +11,7 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod streams;
 mod tracing;
 mod unet;
 mod unet_config;

@@ -1,10 +1,12 @@
 //! What the tests share: diffusers' own results, and the table of differences to them.
 
 mod checkpoint;
+mod simulated;
 mod transfers;
 
 pub(crate) use checkpoint::Checkpoint;
 use serde_json::Value;
+pub(crate) use simulated::Simulated;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,8 @@ mod processor;
 pub(crate) use processor::ProcessorSetting;
 pub use processor::{
     AttentionProcessor, AttentionSlicing, attention_backends, attn_processors, scaled_dot_product_attention,
-    set_attention_backend, set_attention_slice, set_fused_projections, set_use_memory_efficient_attention,
+    set_attention_backend, set_attention_slice, set_attention_slices, set_fused_projections,
+    set_use_memory_efficient_attention,
 };
 
 use crate::error::Result;

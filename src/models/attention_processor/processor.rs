@@ -93,7 +93,7 @@ impl ProcessorSetting {
         })
     }
 
-    fn get(&self) -> AttentionProcessor {
+    pub(crate) fn get(&self) -> AttentionProcessor {
         match self.code.load(Ordering::Relaxed) {
             DEFAULT => AttentionProcessor::Default,
             MEMORY_EFFICIENT => AttentionProcessor::MemoryEfficient,
@@ -179,6 +179,7 @@ impl ProcessorSetting {
         };
         let scale = (head_dim as f64).powf(-0.5);
         let scores = bias.f_baddbmm(&query, &key.f_transpose(-1, -2)?, beta, scale)?;
+        drop(bias);
         Ok(scores.f_softmax(-1, None::<Kind>)?.f_to_kind(kind)?)
     }
 }
@@ -263,17 +264,42 @@ pub fn attn_processors(module: &Node) -> Vec<(String, AttentionProcessor)> {
 pub fn set_attention_slice(module: &Node, slicing: Option<AttentionSlicing>) -> Result<()> {
     let attentions: Vec<_> = attentions(module).into_iter().filter(|(_, setting)| setting.sliceable).collect();
     for (path, setting) in &attentions {
-        let (size, heads) = (slicing.map_or(1, |slicing| slicing.size(setting.heads)), setting.heads);
-        if !(1..=heads).contains(&size) {
-            let text = format!("a slice has from 1 to {heads} heads, as many as the layer, not {size}");
-            return Err(Error::Argument(text).at(path));
-        }
+        let size = slicing.map_or(1, |slicing| slicing.size(setting.heads));
+        check_slice(size, setting.heads).map_err(|error| error.at(path))?;
     }
     for (_, setting) in attentions {
         let sliced = |slicing: AttentionSlicing| AttentionProcessor::Sliced(slicing.size(setting.heads));
         setting.set(slicing.map_or(AttentionProcessor::Default, sliced));
     }
     Ok(())
+}
+
+/// Computes the attentions at or below `module` in slices of these many heads each: one number for each attention that
+/// can be sliced, in the order of [`attn_processors`]. diffusers' `set_attention_slice` with a list.
+///
+/// # Errors
+/// [`Error::Argument`] for another number of sizes than there are attentions, or naming the first attention with fewer
+/// heads than its slice is to have; nothing is changed then.
+pub fn set_attention_slices(module: &Node, sizes: &[i64]) -> Result<()> {
+    let attentions: Vec<_> = attentions(module).into_iter().filter(|(_, setting)| setting.sliceable).collect();
+    if attentions.len() != sizes.len() {
+        let (found, expected) = (sizes.len(), attentions.len());
+        return Err(Error::Argument(format!("{found} slice sizes were given for {expected} attentions")));
+    }
+    for ((path, setting), size) in attentions.iter().zip(sizes) {
+        check_slice(*size, setting.heads).map_err(|error| error.at(path))?;
+    }
+    for ((_, setting), size) in attentions.iter().zip(sizes) {
+        setting.set(AttentionProcessor::Sliced(*size));
+    }
+    Ok(())
+}
+
+fn check_slice(size: i64, heads: i64) -> Result<()> {
+    match (1..=heads).contains(&size) {
+        true => Ok(()),
+        false => Err(Error::Argument(format!("a slice has from 1 to {heads} heads, as many as the layer, not {size}"))),
+    }
 }
 
 /// Has the attentions at or below `module` computed by libtorch's memory-efficient kernel, or again by whatever kernel

@@ -14,7 +14,7 @@ pub use inputs::{AddedCond, UNetInputs};
 use super::UNet;
 use super::unet_2d_blocks::{Conditioning, DownBlock, MidBlock, UpBlock};
 use crate::error::{Error, Result};
-use crate::models::attention_processor::{AttentionSlicing, set_attention_slice};
+use crate::models::attention_processor::{AttentionSlicing, set_attention_slice, set_attention_slices};
 use crate::models::{ModelMixin, To};
 use crate::nn::{Activation, Conv2d, GroupNorm, Module, Node, Scope};
 use conditions::Conditions;
@@ -67,6 +67,14 @@ impl UNet2DConditionModel {
     /// [`Error::Argument`] naming the first attention with fewer heads than a slice is to have; nothing is changed then.
     pub fn set_attention_slice(&self, slicing: Option<AttentionSlicing>) -> Result<()> {
         set_attention_slice(&self.node, slicing)
+    }
+
+    /// Computes each attention in slices of its own size: see [`set_attention_slices`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_attention_slices(&self, sizes: &[i64]) -> Result<()> {
+        set_attention_slices(&self.node, sizes)
     }
 
     /// Down, through the middle, and up again over the skip connections: figure 3 of the paper, from left to right.

@@ -210,7 +210,8 @@ impl Load<'_> {
         let loader: ModelLoader<M> = M::from_pretrained(folder);
         let loader = loader.options(options);
         match self.offloading {
-            Some(offloading) => loader.group_offload(offloading.clone()).load(),
+            // How long the others are is not known yet.
+            Some(offloading) => loader.group_offload(offloading.clone().with_share_of_limit(1, 3)).load(),
             None => loader.load(),
         }
     }

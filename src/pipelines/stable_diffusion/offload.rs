@@ -65,7 +65,11 @@ impl StableDiffusionPipeline {
             return Err(Error::Argument(format!("the pipeline has no model `{unknown}`: it has {known}")));
         }
         self.remove_all_hooks()?;
-        let applied = self.models()?.into_iter().try_for_each(|(name, node)| {
+        let models = self.models()?;
+        let offloaded = models.iter().filter(|(name, _)| !exclude_modules.contains(name));
+        let whole = offloaded.map(|(_, node)| bytes(node)).sum();
+        let applied = models.into_iter().try_for_each(|(name, node)| {
+            let options = &options.clone().with_share_of_limit(bytes(&node), whole);
             match (exclude_modules.contains(&name), name) {
                 (true, _) => node.to_device(options.onload_device),
                 (false, "vae") => self.vae.enable_group_offload(options),
@@ -117,4 +121,13 @@ impl StableDiffusionPipeline {
         let nodes = [self.text_encoder.node(), unet, self.vae.node()];
         Ok(MODELS.into_iter().zip(nodes.map(Node::clone)).collect())
     }
+}
+
+/// The length of all weights at or below `node`.
+fn bytes(node: &Node) -> usize {
+    node.params()
+        .iter()
+        .map(|(_, param)| param.get())
+        .map(|weight| weight.numel() * weight.kind().elt_size_in_bytes())
+        .sum()
 }

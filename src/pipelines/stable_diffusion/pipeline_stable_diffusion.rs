@@ -4,6 +4,7 @@
 
 use super::call::StableDiffusionCall;
 use super::loading::StableDiffusionLoader;
+use super::memory_report::LastCall;
 use super::traced::Traced;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
@@ -65,6 +66,7 @@ pub struct StableDiffusionPipeline {
     pub(super) image_processor: VaeImageProcessor,
     pub(super) model_offload: Option<ModelOffload>,
     pub(super) traced: Traced,
+    pub(super) last_call: Option<LastCall>,
 }
 
 impl StableDiffusionPipeline {
@@ -85,6 +87,7 @@ impl StableDiffusionPipeline {
         let scheduler = up_to_date(scheduler)?;
         let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
         let progress_bar = ProgressBarConfig::default();
+        let (model_offload, last_call) = (None, None);
         Ok(Self {
             vae,
             text_encoder,
@@ -93,8 +96,9 @@ impl StableDiffusionPipeline {
             scheduler,
             progress_bar,
             image_processor,
-            model_offload: None,
             traced: Traced::default(),
+            model_offload,
+            last_call,
         })
     }
 

@@ -20,23 +20,27 @@ std::string cuda_library() {
   return path.substr(0, path.rfind('/') + 1) + "libtorch_cuda.so";
 }
 
-std::string refusal = "the library was not opened yet";
+// Made at its first use: `tds_cuda_open` may run before this file's own variables are set up.
+std::string& refusal() {
+  static std::string text = "the library was not opened yet";
+  return text;
+}
 }  // namespace
 
 // Without a driver nothing is opened, and the machine pays neither the time nor the memory.
 SHIM void tds_cuda_open() {
   if (getenv("TCH_DIFFUSERS_NO_CUDA") != nullptr) {
-    refusal = "TCH_DIFFUSERS_NO_CUDA is set";
+    refusal() = "TCH_DIFFUSERS_NO_CUDA is set";
   } else if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    refusal = "no NVIDIA driver: libcuda.so.1 cannot be opened";
+    refusal() = "no NVIDIA driver: libcuda.so.1 cannot be opened";
   } else if (dlopen(cuda_library().c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) {
-    refusal = dlerror();
+    refusal() = dlerror();
   } else {
-    refusal.clear();
+    refusal().clear();
   }
 }
 
 // Empty when libtorch_cuda.so is open, else the reason why it is not.
 SHIM int tds_cuda_refusal(char** out, char** error) {
-  return guarded(error, [&] { *out = strdup(refusal.c_str()); });
+  return guarded(error, [&] { *out = strdup(refusal().c_str()); });
 }

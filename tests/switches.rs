@@ -133,7 +133,7 @@ fn a_kernel_that_cannot_do_it_says_what_is_missing() {
         for kernel in [SDPBackend::EfficientAttention, SDPBackend::CudnnAttention] {
             let error = attention_by(kernel, &query, &key, &value, None).unwrap_err();
             assert!(matches!(error, Error::Unsupported(_)), "{error}");
-            assert!(error.to_string().contains(&format!("[{kernel:?}] can do this on Cpu")), "{error}");
+            assert!(error.to_string().contains(&format!("[{kernel:?}] can do this on Cpu: CUDA alone")), "{error}");
         }
         // Flash attention on the CPU wants as many values as keys' channels.
         let wide = Tensor::cat(&[&value, &value], -1);

@@ -173,6 +173,12 @@ pub fn scaled_dot_product_attention(
         Error::Torch(reasons) if reasons.contains("No available kernel") || reasons.contains("No viable backend") => {
             let enabled = sdpa_kernels().unwrap_or_default();
             let place = query.device();
+            let cuda =
+                |kernel: &SDPBackend| matches!(kernel, SDPBackend::EfficientAttention | SDPBackend::CudnnAttention);
+            let reasons = match !place.is_cuda() && enabled.iter().all(cuda) {
+                true => "CUDA alone has them".to_string(),
+                false => reasons,
+            };
             Error::Unsupported(format!("none of the attention kernels {enabled:?} can do this on {place:?}: {reasons}"))
         }
         other => other,

@@ -134,6 +134,7 @@ impl Module for Transformer2DModel {
 // Differs from diffusers: a picture with its channels last stays so, where diffusers lays it out anew at each
 // transformer and back in the convolution that follows.
 fn picture(tokens: &Tensor, like: &Tensor) -> Result<Tensor> {
+    // The shape comes from a tensor and not from its numbers, which a trace would fix for good.
     let picture = tokens.f_reshape_as(&like.f_permute([0, 2, 3, 1])?)?.f_permute([0, 3, 1, 2])?;
     Ok(if like.is_contiguous() { picture.f_contiguous()? } else { picture })
 }

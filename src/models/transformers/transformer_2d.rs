@@ -134,7 +134,6 @@ impl Module for Transformer2DModel {
 // Differs from diffusers: a picture with its channels last stays so, where diffusers lays it out anew at each
 // transformer and back in the convolution that follows.
 fn picture(tokens: &Tensor, like: &Tensor) -> Result<Tensor> {
-    let (batch, channels, height, width) = like.size4()?;
-    let picture = tokens.f_reshape([batch, height, width, channels])?.f_permute([0, 3, 1, 2])?;
+    let picture = tokens.f_reshape_as(&like.f_permute([0, 2, 3, 1])?)?.f_permute([0, 3, 1, 2])?;
     Ok(if like.is_contiguous() { picture.f_contiguous()? } else { picture })
 }

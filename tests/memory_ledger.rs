@@ -1,9 +1,9 @@
 //! The memory ledger: what weights take, what is measured, what was estimated, and giving everything back.
 
-use crate::support::{generated, record};
+use crate::support::{Simulated, generated, record};
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
-use tch_diffusers::hooks::GroupOffloading;
+use tch_diffusers::hooks::{GroupOffloading, apply_group_offloading_on};
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_processor::{AttentionProcessor, AttentionSlicing};
 use tch_diffusers::models::autoencoders::AutoencoderKLConfig;
@@ -149,6 +149,23 @@ fn single_models_take_what_was_estimated() {
             let found = measured(|| vae.decode(&latents));
             hold(&format!("VAE {channels:?} x{batch}"), technique, estimate.allocated(), found, 0.02);
         }
+    }
+}
+
+#[test]
+fn streamed_groups_take_no_more_than_was_estimated() {
+    let options = (Kind::Float, Device::Cpu);
+    let (sample, text) = (Tensor::ones([2, 4, 16, 16], options), Tensor::ones([2, 77, 32], options));
+    for (case, groups) in [("leaves", GroupOffloading::leaf_level()), ("blocks", GroupOffloading::block_level(1))] {
+        let unet = UNet2DConditionModel::from_pretrained(tiny("sd1")).subfolder("unet").load().unwrap();
+        apply_group_offloading_on(unet.node(), &groups, Simulated::default()).unwrap();
+        let predict = || unet.forward(&UNetInputs::new(&sample, &Tensor::from(10), &text));
+        // The order of the groups is known from the second run on.
+        let found = [0, 1].map(|_| measured(predict))[1];
+        let estimate = unet.estimate_memory([2, 16, 16], 77, Kind::Float).unwrap();
+        println!("{case}: {found} measured, {} estimated, {} copies", estimate.allocated(), estimate.stages[0].copies);
+        // The timestep's few bytes are not reckoned with, and the ring is as if its longest groups met.
+        assert!((found - 64..found * 5 / 4).contains(&estimate.allocated()), "{case}: {found}, {estimate}");
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{GROUP_OFFLOADING, GROUP_OFFLOADING_ROOT, GroupOffloading, OffloadGroup};
 use crate::error::Result;
 use crate::hooks::transport::{TransferDevice, Transport};
-use crate::nn::{Hook, Next, Node};
+use crate::nn::{BroughtWeights, Hook, Next, Node};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -73,6 +73,10 @@ impl<D: TransferDevice> Hook for StreamedRoot<D> {
         let outputs = self.0.take_along(inputs).and_then(|inputs| next.run(&inputs));
         self.0.end(outputs.is_ok());
         outputs
+    }
+
+    fn brings(&self, _: Kind) -> BroughtWeights {
+        BroughtWeights { copied: self.0.most_at_once(), mapped: 0, begins: true, ends: true }
     }
 
     fn detach(&self) -> Result<()> {

@@ -110,6 +110,16 @@ impl<D: TransferDevice> Transport<D> {
         self.groups.get(group)?.iter().find_map(Weight::compute_dtype)
     }
 
+    /// Bytes on the device that a run may come to: a group that stays throughout, one at work, and those ahead of it, were
+    /// they the longest.
+    pub(in crate::hooks) fn most_at_once(&self) -> usize {
+        let state = self.state();
+        let lengths = (0..self.groups.len()).filter_map(|group| state.hold.image(group));
+        let mut lengths: Vec<_> = lengths.map(|image| image.bytes).collect();
+        lengths.sort_unstable();
+        lengths.iter().rev().take(self.terms.prefetch + 2).sum()
+    }
+
     fn state(&self) -> MutexGuard<'_, State<D>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

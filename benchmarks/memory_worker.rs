@@ -22,6 +22,8 @@ fn main() -> anyhow::Result<()> {
     let [folder, techniques, images, steps, guidance, side, output] = arguments.as_slice() else {
         bail!("usage: bench_memory FOLDER TECHNIQUES IMAGES STEPS GUIDANCE SIDE OUTPUT");
     };
+    // As the command line tool does for a model of this size.
+    rustix::thread::disable_transparent_huge_pages(false)?;
     let started_with = resident("VmHWM")?;
     let techniques: Vec<&str> = techniques.split(',').filter(|name| !name.is_empty()).collect();
 

@@ -45,8 +45,14 @@ fn pipeline_steps(folder: &str, steps: usize) -> anyhow::Result<()> {
     })
 }
 
+/// What the command line tool does for a model of some size.
+fn allow_huge_pages() -> anyhow::Result<()> {
+    Ok(rustix::thread::disable_transparent_huge_pages(false)?)
+}
+
 /// One call of a UNet; its prediction goes to the file `output`.
 fn unet_step(folder: &str, dtype: &str, latent: i64, batch: i64, output: &Path) -> anyhow::Result<()> {
+    allow_huge_pages()?;
     let kind = Kind::from_torch_name(dtype)?;
     let unet = UNet2DConditionModel::from_pretrained(folder).torch_dtype(kind).load()?;
     let mut generator = Generator::cpu(0)?;
@@ -65,6 +71,7 @@ fn unet_step(folder: &str, dtype: &str, latent: i64, batch: i64, output: &Path) 
 
 /// Reading a UNet; then a look at every weight, since a mapped file is read when it is looked at.
 fn load(folder: &str, dtype: &str) -> anyhow::Result<()> {
+    allow_huge_pages()?;
     let kind = Kind::from_torch_name(dtype)?;
     let mut unet = None;
     serve(|| {

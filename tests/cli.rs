@@ -132,6 +132,22 @@ fn offloading_changes_no_pixel_and_no_byte_of_the_file() {
 }
 
 #[test]
+fn a_memory_report_is_printed_beside_the_pictures_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--memory-report", "--layerwise-casting", "float8_e4m3fn", "--vae-tiling", "--output", "a.png"];
+    let output = generate(&more, folder.path());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "a.png\n");
+    let report = stderr(&output);
+    for expected in ["weights", "text_encoder", "unet", "last call, cpu", "measured", "estimated", "denoise", "decode"]
+    {
+        assert!(report.contains(expected), "{expected} is missing from:\n{report}");
+    }
+    for technique in ["layerwise casting", "VAE tiling"] {
+        assert!(report.contains(technique), "{technique} is missing from:\n{report}");
+    }
+}
+
+#[test]
 fn contradictions_in_offloading_are_found_before_the_model_is_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let cases: [(&[&str], &str); 11] = [
@@ -230,6 +246,7 @@ fn help_is_complete_and_has_examples() {
         "--vae-tiling",
         "--layerwise-casting",
         "--channels-last",
+        "--memory-report",
         "--output",
         "--from",
         "--offload",

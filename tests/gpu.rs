@@ -1,5 +1,7 @@
 //! What needs a CUDA device. Without one these tests are reported as ignored: `cargo test -- --ignored gpu` runs them.
 
+mod memory;
+mod speed;
 mod streams;
 
 use crate::support::generated;

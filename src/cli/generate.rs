@@ -1,15 +1,18 @@
 //! `tch-diffusers generate`: pictures of prompts, as PNG files.
 
+use crate::allocator;
 use crate::interrupt;
 use crate::memory::Memory;
 use crate::offload::Offload;
 use crate::outcome::{Interrupted, ModelError};
 use crate::parameters::Parameters;
+use crate::speed::Speed;
 use anyhow::{Context, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 use tch_diffusers::hooks::GroupOffloading;
+use tch_diffusers::models::unets::TracedUNet;
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
 use tch_diffusers::schedulers::SchedulerKind;
@@ -88,8 +91,13 @@ pub(crate) struct Generate {
     /// Shows no progress bars.
     #[arg(short, long)]
     quiet: bool,
+    /// Prints what weights and work took, what was expected, and what was saved, to standard error.
+    #[arg(long, help_heading = "Memory")]
+    memory_report: bool,
     #[command(flatten)]
     memory: Memory,
+    #[command(flatten)]
+    speed: Speed,
     #[command(flatten)]
     offload: Offload,
 }
@@ -98,7 +106,7 @@ fn scheduler_name(name: &str) -> Result<String, Error> {
     name.parse::<SchedulerKind>().map(|_| name.to_string())
 }
 
-fn dtype_name(name: &str) -> Result<String, Error> {
+pub(crate) fn dtype_name(name: &str) -> Result<String, Error> {
     match Kind::from_torch_name(name)? {
         kind @ (Kind::Float | Kind::Half | Kind::BFloat16) => Ok(kind.torch_name()),
         _ => Err(Error::Argument("models run in float32, float16 or bfloat16".into())),
@@ -113,15 +121,18 @@ impl Generate {
         let kind = Kind::from_torch_name(&parameters.dtype)?;
         let device = Device::from_torch_name(&parameters.device)?;
         self.offload.check(device)?;
+        parameters.speed.switch()?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
         let home = if self.offload.is_on() { Device::Cpu } else { device };
         let early = self.offload.while_loading(device).filter(|_| !parameters.memory.changes_weights());
         let offloaded = early.is_some();
         let mut pipe = load(&parameters, kind, home, early, progress)?;
+        allocator::suit(&pipe);
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
         }
         parameters.memory.enable(&mut pipe)?;
+        parameters.speed.enable(&pipe)?;
         if !offloaded {
             self.offload.enable(&mut pipe, device)?;
         }
@@ -131,6 +142,9 @@ impl Generate {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
             write_png(&path, image, &parameters.chunks(number)?)?;
             println!("{}", path.display());
+        }
+        if self.memory_report {
+            eprint!("{}", pipe.memory_report()?);
         }
         Ok(())
     }
@@ -164,9 +178,22 @@ impl Generate {
             device: self.device.clone().unwrap_or(base.device),
             variant: self.variant.clone().or(base.variant),
             memory: self.memory.or(base.memory),
+            speed: self.speed.or(base.speed),
         };
         Ok((parameters, only))
     }
+}
+
+/// Where the model called `name` lies.
+pub(crate) fn model_folder(name: &str) -> anyhow::Result<PathBuf> {
+    let folder = match name {
+        "bundled" => bundled_model().context(ModelError)?,
+        folder => PathBuf::from(folder),
+    };
+    if !folder.is_dir() {
+        bail!(anyhow::Error::msg(format!("{}: there is no such folder", folder.display())).context(ModelError));
+    }
+    Ok(folder)
 }
 
 fn load(
@@ -176,16 +203,13 @@ fn load(
     offloading: Option<GroupOffloading>,
     progress: ProgressBarConfig,
 ) -> anyhow::Result<StableDiffusionPipeline> {
-    let folder = match parameters.model.as_str() {
-        "bundled" => bundled_model().context(ModelError)?,
-        folder => PathBuf::from(folder),
-    };
-    if !folder.is_dir() {
-        bail!(anyhow::Error::msg(format!("{}: there is no such folder", folder.display())).context(ModelError));
-    }
+    let folder = model_folder(&parameters.model)?;
     let mut loader = StableDiffusionPipeline::from_pretrained(folder).torch_dtype(kind).progress_bar(progress);
     if let Some(variant) = &parameters.variant {
         loader = loader.variant(variant);
+    }
+    if let Some(path) = &parameters.speed.traced_unet {
+        loader = loader.unet(TracedUNet::load_to(path, device).context(ModelError)?);
     }
     if let Some(options) = offloading {
         return loader.group_offload(options).load().context(ModelError);

@@ -1,5 +1,6 @@
 //! The command line tool.
 
+mod allocator;
 mod env;
 mod generate;
 mod interrupt;
@@ -7,12 +8,10 @@ mod memory;
 mod offload;
 mod outcome;
 mod parameters;
+mod speed;
+mod trace;
 
 use clap::{Parser, Subcommand};
-
-/// Serves libtorch as well: tensors come and go thousands of times a step, which the system's allocator is slower at.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Pictures from text with diffusion models on libtorch: the same pictures as Python's diffusers, without Python.
 #[derive(Debug, Parser)]
@@ -28,6 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Generate(Box<generate::Generate>),
+    Trace(Box<trace::Trace>),
     Env(env::Env),
 }
 
@@ -36,6 +36,7 @@ fn main() {
     log(cli.verbose);
     let done = match cli.command {
         Command::Generate(generate) => generate.run(),
+        Command::Trace(trace) => trace.run(),
         Command::Env(env) => env.run(),
     };
     tch_diffusers::torch::exit(outcome::exit_code(done))

@@ -1,6 +1,7 @@
 //! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
 
 use crate::memory::Memory;
+use crate::speed::Speed;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -30,6 +31,8 @@ pub(crate) struct Parameters {
     pub(crate) variant: Option<String>,
     #[serde(default)]
     pub(crate) memory: Memory,
+    #[serde(default)]
+    pub(crate) speed: Speed,
 }
 
 impl Default for Parameters {
@@ -52,6 +55,7 @@ impl Default for Parameters {
             device: "cpu".into(),
             variant: None,
             memory: Memory::default(),
+            speed: Speed::default(),
         }
     }
 }

@@ -9,13 +9,19 @@
 use super::residency::{Residency, Weight};
 use super::{MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING, refuse_if_offloaded};
 use crate::error::Result;
-use crate::nn::{Hook, Next, Node, Param};
+use crate::nn::{BroughtWeights, Hook, Next, Node, Param};
 use std::sync::Arc;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 fn residency(name: &str, params: Vec<(String, Param)>, device: Device) -> Arc<Residency> {
     let weights = params.into_iter().map(|(_, param)| Weight::in_memory(param)).collect();
     Arc::new(Residency::new(name.into(), weights, device, false))
+}
+
+/// What weights take that come for one forward.
+fn brought(residency: &Residency, kind: Kind) -> BroughtWeights {
+    let (copied, mapped) = residency.bytes(kind);
+    BroughtWeights { copied, mapped, begins: true, ends: true }
 }
 
 /// Model offloading: of several models, one at a time is on a device.
@@ -88,6 +94,10 @@ impl Hook for CpuOffload {
     fn execution_device(&self) -> Option<Device> {
         Some(self.own.device())
     }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        brought(&self.own, kind)
+    }
 }
 
 /// Sequential offloading: the weights of each module at or below `node` come to `device` for the time of that module's
@@ -138,5 +148,9 @@ impl Hook for AlignDevices {
 
     fn execution_device(&self) -> Option<Device> {
         Some(self.residency.device())
+    }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        brought(&self.residency, kind)
     }
 }

@@ -13,7 +13,7 @@ use super::residency::Residency;
 use super::transport::{StreamDevice, TransferDevice};
 use super::{GROUP_OFFLOADING, GROUP_OFFLOADING_ROOT, MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING};
 use crate::error::Result;
-use crate::nn::{Hook, Next, Node};
+use crate::nn::{BroughtWeights, Hook, Next, Node};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -109,6 +109,11 @@ impl Hook for GroupOffloadingHook {
 
     fn execution_device(&self) -> Option<Device> {
         Some(self.residency.device())
+    }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        let (copied, mapped) = self.residency.bytes(kind);
+        BroughtWeights { copied, mapped, begins: self.onloads, ends: self.offloads }
     }
 
     fn compute_dtype(&self) -> Option<Kind> {

@@ -4,7 +4,7 @@
 //! arXiv:2209.05433.
 
 use crate::error::{Error, Result};
-use crate::nn::{Hook, Next, Node, Param};
+use crate::nn::{BroughtWeights, Hook, Next, Node, Param};
 use crate::torch::KindExt;
 use regex::Regex;
 use std::sync::{Mutex, PoisonError};
@@ -246,6 +246,13 @@ impl Hook for LayerwiseCasting {
         let stored = self.params.iter().zip(computed).map(|(param, weight)| param.replace(weight)).collect();
         let _stored = Stored { params: &self.params, weights: stored };
         next.run(inputs)
+    }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        let weights = self.params.iter().map(Param::get);
+        let cast = weights.filter(|weight| weight.kind().elt_size_in_bytes() == 1 && weight.kind().is_floating_point());
+        let copied = cast.map(|weight| weight.numel() * kind.elt_size_in_bytes()).sum();
+        BroughtWeights { copied, begins: true, ends: true, ..BroughtWeights::default() }
     }
 
     fn compute_dtype(&self) -> Option<Kind> {

@@ -4,6 +4,7 @@ mod cpu_offload;
 mod group_offloading;
 mod layerwise_casting;
 mod residency;
+mod restore;
 mod transport;
 
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
@@ -15,6 +16,7 @@ pub use layerwise_casting::{
     DEFAULT_SKIP_MODULES_PATTERN, LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting,
     disable_layerwise_casting, is_layerwise_casting_active, set_compute_dtype,
 };
+pub use restore::restore_weights;
 pub use transport::{Lane, Step, StreamDevice, TransferDevice};
 
 use crate::error::{Error, Result};

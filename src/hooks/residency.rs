@@ -50,6 +50,13 @@ impl Residency {
         self.weights.iter().find_map(Weight::compute_dtype)
     }
 
+    /// What the weights take while they are on the device, for a model of dtype `kind`: bytes of copies, and bytes of files'
+    /// pages that are looked at.
+    pub(super) fn bytes(&self, kind: Kind) -> (usize, usize) {
+        let bytes = self.weights.iter().map(|weight| weight.bytes(self.device, kind));
+        bytes.fold((0, 0), |sum, (copied, mapped)| (sum.0 + copied, sum.1 + mapped))
+    }
+
     fn originals(&self) -> MutexGuard<'_, Option<Vec<Tensor>>> {
         self.originals.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,6 +167,23 @@ impl Weight {
         match &self.file {
             Some(file) if file.tensor.is(&current)? => file.read(device, non_blocking),
             _ => Ok(current.f_to_device_(device, current.f_kind()?, non_blocking, false)?),
+        }
+    }
+
+    /// [`Residency::bytes`] of this weight.
+    fn bytes(&self, device: Device, kind: Kind) -> (usize, usize) {
+        let current = self.param.get();
+        let (stored, elements) = (current.kind(), current.numel());
+        let computed = if stored.elt_size_in_bytes() > 1 && stored.is_floating_point() { kind } else { stored };
+        let bytes = elements * computed.elt_size_in_bytes();
+        match &self.file {
+            Some(file) if device == Device::Cpu && file.tensor.kind() == computed => match file.format {
+                MemoryFormat::Contiguous => (0, bytes),
+                MemoryFormat::ChannelsLast => (bytes, bytes),
+            },
+            Some(file) => (bytes, elements * file.tensor.kind().elt_size_in_bytes()),
+            None if current.device() == device => (0, 0),
+            None => (bytes, 0),
         }
     }
 

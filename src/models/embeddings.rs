@@ -47,7 +47,10 @@ impl Timesteps {
     /// # Errors
     /// [`Error::Torch`] if there is not one dimension.
     pub fn forward(&self, timesteps: &Tensor) -> Result<Tensor> {
-        let angles = timesteps.f_unsqueeze(1)?.f_to_kind(Kind::Float)?.f_mul(&self.frequencies(timesteps.device())?)?;
+        let timesteps = timesteps.f_unsqueeze(1)?.f_to_kind(Kind::Float)?;
+        // In a trace the frequencies are a constant, which is sent after the timesteps wherever these are moved.
+        let frequencies = self.frequencies(timesteps.device())?.f_to_other(&timesteps, false, false)?;
+        let angles = timesteps.f_mul(&frequencies)?;
         let (sin, cos) = (angles.f_sin()?, angles.f_cos()?);
         let embedding = Tensor::f_cat(&if self.flip_sin_to_cos { [cos, sin] } else { [sin, cos] }, -1)?;
         Ok(if self.num_channels % 2 == 1 { embedding.f_constant_pad_nd([0, 1, 0, 0])? } else { embedding })

@@ -2,15 +2,20 @@
 
 pub mod activations;
 pub mod attention;
+pub mod attention_dispatch;
 pub mod attention_processor;
 pub mod autoencoders;
 pub mod downsampling;
 pub mod embeddings;
+pub mod memory;
 mod modeling_utils;
 pub mod resnet;
 pub mod text_encoders;
+pub mod traced;
+mod tracing;
 pub mod transformers;
 pub mod unets;
 pub mod upsampling;
 
 pub use modeling_utils::{ModelLoader, ModelMixin, To};
+pub use tracing::{TraceOptions, Traceable, VaeDecoder, trace, trace_with};

@@ -9,6 +9,8 @@ use crate::hooks::{
     disable_layerwise_casting, refuse_if_offloaded, remove_group_offloading, set_compute_dtype,
 };
 use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
+use crate::models::attention_dispatch::AttentionBackend;
+use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
 use crate::nn::{Module, Scope, Weights};
 use crate::torch::MemoryFormat;
 use serde::{Serialize, de::DeserializeOwned};
@@ -99,6 +101,23 @@ pub trait ModelMixin: Module + Sized {
             To::Kind(kind) => set_compute_dtype(self.node(), kind),
             To::MemoryFormat(format) => self.node().to_memory_format(format),
         }
+    }
+
+    /// Has the model's attention computed by `backend`: `unet.set_attention_backend("_native_flash".parse()?)`. A forward
+    /// that the backend cannot do fails, and says what is missing.
+    fn set_attention_backend(&self, backend: AttentionBackend) {
+        set_attention_backend(self.node(), backend);
+    }
+
+    /// Computes queries, keys and values as one product, and those of the text as keys and values. The weights keep their
+    /// names and take no more memory, but those mapped from a file are read.
+    fn fuse_qkv_projections(&self) {
+        set_fused_projections(self.node(), true);
+    }
+
+    /// Computes queries, keys and values one after the other again.
+    fn unfuse_qkv_projections(&self) {
+        set_fused_projections(self.node(), false);
     }
 
     /// Has the weights wait on the CPU or in their file, and come to the onload device in groups:

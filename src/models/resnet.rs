@@ -206,10 +206,10 @@ impl ResnetBlock2D {
     fn residual(&self, input: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
         let act = self.config.non_linearity;
         let hidden_states = act.forward_into(self.norm1.forward(input)?)?;
-        let (input, hidden_states) = self.resample(input, &hidden_states)?;
-        let hidden_states = self.conv1.forward(&hidden_states)?;
+        let (input, hidden_states) = self.resample(input, hidden_states)?;
+        let hidden_states = convolve(&self.conv1, hidden_states)?;
         let hidden_states = act.forward_into(self.second_norm(hidden_states, temb)?)?;
-        let hidden_states = self.conv2.forward(&hidden_states)?;
+        let hidden_states = convolve(&self.conv2, hidden_states)?;
         let input = match &self.conv_shortcut {
             Some(conv_shortcut) => conv_shortcut.forward(&input)?,
             None => input,
@@ -223,8 +223,8 @@ impl ResnetBlock2D {
     }
 
     /// Changes the size of the input and of what the first norm and activation made of it.
-    fn resample(&self, input: &Tensor, hidden_states: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.resampler.forward(input)?, self.resampler.forward(hidden_states)?))
+    fn resample(&self, input: &Tensor, hidden_states: Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.resampler.forward(input)?, self.resampler.forward(&hidden_states)?))
     }
 
     /// The second norm, and the time embedding before or after it.
@@ -246,6 +246,11 @@ impl ResnetBlock2D {
             }
         }
     }
+}
+
+/// The convolution of a tensor that nobody needs afterwards: its memory is free for the steps that follow.
+fn convolve(conv: &Conv2d, hidden_states: Tensor) -> Result<Tensor> {
+    conv.forward(&hidden_states)
 }
 
 impl Module for ResnetBlock2D {

@@ -68,7 +68,7 @@ fn repeat_pixels(hidden_states: &Tensor, output_size: Option<[i64; 2]>) -> Resul
     let too_large = batch >= 64 || hidden_states.numel() as f64 * factor > f64::from(2u32.pow(31));
     let hidden_states = if too_large { hidden_states.f_contiguous()? } else { hidden_states.shallow_clone() };
     Ok(match output_size {
-        None => hidden_states.f_upsample_nearest2d([height * 2, width * 2], 2.0, 2.0)?,
+        None => hidden_states.f_upsample_nearest2d_vec(None::<i64>, [2.0, 2.0])?,
         Some(size) => hidden_states.f_upsample_nearest2d(size, None, None)?,
     })
 }

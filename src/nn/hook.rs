@@ -45,10 +45,30 @@ pub trait Hook: Debug + Send + Sync {
         None
     }
 
+    /// What weights take around a forward beside what they take all the time, for a model whose dtype is `kind`; nothing by
+    /// default.
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        let _ = kind;
+        BroughtWeights::default()
+    }
+
     /// The dtype that the module computes in, for a hook that lets its weights be stored in another; none by default.
     fn compute_dtype(&self) -> Option<Kind> {
         None
     }
+}
+
+/// Memory that a hook takes for weights while modules run, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BroughtWeights {
+    /// Copies that are made: on another device, or in another dtype.
+    pub copied: usize,
+    /// Pages of files that are looked at and then given back.
+    pub mapped: usize,
+    /// Whether they come with this module's forward, rather than with that of an earlier member of a group.
+    pub begins: bool,
+    /// Whether they go with it.
+    pub ends: bool,
 }
 
 /// A hook under the name it is removed by.

@@ -23,6 +23,14 @@ impl Linear {
         Ok(Self { node: scope.finish::<Self>(), weight, bias })
     }
 
+    pub(super) fn weight(&self) -> &Param {
+        &self.weight
+    }
+
+    pub(super) fn bias(&self) -> Option<&Param> {
+        self.bias.as_ref()
+    }
+
     /// # Shapes
     /// `[.., inputs]` to `[.., outputs]`.
     ///
@@ -47,16 +55,16 @@ impl Module for Linear {
 /// For an input that is not contiguous, torch makes one matrix of all its rows if the weight requires a gradient, and
 /// else may multiply the items of the batch one by one (`should_fold` in ATen's `LinearAlgebra.cpp`). The two round
 /// differently. Weights here require no gradient, so the rows are put together by hand.
-fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Result<Tensor> {
+pub(super) fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> Result<Tensor> {
     if input.dim() < 3 || input.is_contiguous() {
         return Ok(input.f_linear(weight, bias)?);
     }
     let (outputs, inputs) = weight.size2()?;
-    let mut size = input.size();
-    size.pop();
-    size.push(outputs);
     let product = input.f_reshape([-1, inputs])?.f_mm(&weight.f_tr()?)?;
-    let mut output = product.f_view(size.as_slice())?;
+    // The input's shape with `outputs` at its end, of which a trace fixes no more than that.
+    let mut size = vec![-1; input.dim()];
+    size[input.dim() - 1] = outputs;
+    let mut output = product.f_view_as(&input.f_narrow(-1, 0, 1)?.f_expand(size.as_slice(), false)?)?;
     Ok(match bias {
         Some(bias) => output.f_add_(&bias)?,
         None => output,

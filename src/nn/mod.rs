@@ -7,6 +7,7 @@
 mod activation;
 mod conv;
 mod embedding;
+mod fused_linear;
 mod hook;
 mod linear;
 mod node;
@@ -16,7 +17,8 @@ mod scope;
 pub use activation::Activation;
 pub use conv::{Conv2d, Conv2dConfig};
 pub use embedding::Embedding;
-pub use hook::{Hook, Next};
+pub use fused_linear::FusedLinear;
+pub use hook::{BroughtWeights, Hook, Next};
 pub use linear::Linear;
 pub use node::{Module, Node, Param};
 pub use norm::{GroupNorm, LayerNorm};

@@ -1,6 +1,6 @@
 //! A module's place in the tree, and the weights that hang on it.
 
-use super::hook::{Hook, NamedHook, Next};
+use super::hook::{BroughtWeights, Hook, NamedHook, Next};
 use crate::error::{Error, Result};
 use crate::torch::{KindExt, MappedTensor, MemoryFormat};
 use std::any::Any;
@@ -225,6 +225,12 @@ impl Node {
     pub fn execution_device(&self) -> Device {
         let hooked = |node: &Self| node.find_in_hooks(|hook| hook.execution_device());
         self.walk().iter().find_map(hooked).unwrap_or_else(|| self.device())
+    }
+
+    /// What the hooks around this node take for weights during a forward, outermost first: [`Hook::brings`].
+    #[must_use]
+    pub fn brought_weights(&self, kind: Kind) -> Vec<BroughtWeights> {
+        lock(&self.0.hooks).iter().map(|named| named.hook.brings(kind)).collect()
     }
 
     fn find_in_hooks<T>(&self, answer: impl Fn(&dyn Hook) -> Option<T>) -> Option<T> {

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};
 
+pub(super) mod jit;
+pub(super) mod switches;
+
 type Message = *mut *mut c_char;
 
 unsafe extern "C" {

@@ -1,7 +1,9 @@
 //! Side by side with diffusers: the same inputs, the same seed, the largest difference.
 
+mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
+mod fused;
 mod images;
 mod memory;
 mod memory_pipelines;
@@ -10,6 +12,7 @@ mod pipeline;
 mod resnet;
 mod schedulers;
 mod streams;
+mod tracing;
 mod unet;
 mod unet_config;
 mod unet_parts;

@@ -7,12 +7,13 @@ mod processor;
 
 pub(crate) use processor::ProcessorSetting;
 pub use processor::{
-    AttentionProcessor, AttentionSlicing, attn_processors, scaled_dot_product_attention, set_attention_slice,
+    AttentionProcessor, AttentionSlicing, attention_backends, attn_processors, scaled_dot_product_attention,
+    set_attention_backend, set_attention_slice, set_attention_slices, set_fused_projections,
     set_use_memory_efficient_attention,
 };
 
 use crate::error::Result;
-use crate::nn::{Linear, Module, Node, Scope};
+use crate::nn::{FusedLinear, Linear, Module, Node, Scope};
 use crate::torch::TensorExt;
 use std::sync::Arc;
 use tch::Tensor;
@@ -43,6 +44,8 @@ pub struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: i64,
+    cross: bool,
+    fused: FusedLinear,
     processor: Arc<ProcessorSetting>,
 }
 
@@ -61,7 +64,8 @@ impl Attention {
         let to_out = Linear::new(&scope / "to_out" / 0, inner_dim, query_dim, true)?;
         let processor = ProcessorSetting::new(heads, true, upcast_attention);
         scope.attach(processor.clone());
-        Ok(Self { node: scope.finish::<Self>(), to_q, to_k, to_v, to_out, heads, processor })
+        let (cross, fused) = (config.cross_attention_dim.is_some(), FusedLinear::default());
+        Ok(Self { node: scope.finish::<Self>(), to_q, to_k, to_v, to_out, heads, cross, fused, processor })
     }
 
     /// `attention_mask` is added to the scores: 0 keeps a token, a large negative number hides it.
@@ -87,11 +91,24 @@ impl Attention {
         Ok(hidden_states)
     }
 
+    /// Queries, keys and values, `[batch, tokens, heads * dim_head]` each.
+    fn project(&self, hidden_states: &Tensor, context: &Tensor) -> Result<[Tensor; 3]> {
+        let Self { to_q, to_k, to_v, fused, .. } = self;
+        match (self.processor.is_fused(), self.cross) {
+            (false, _) => Ok([to_q.forward(hidden_states)?, to_k.forward(context)?, to_v.forward(context)?]),
+            (true, false) => fused.forward([to_q, to_k, to_v], hidden_states),
+            (true, true) => {
+                let [key, value] = fused.forward([to_k, to_v], context)?;
+                Ok([to_q.forward(hidden_states)?, key, value])
+            }
+        }
+    }
+
     /// Attention of the tokens in `hidden_states` to those in `context`.
     fn attend(&self, hidden_states: &Tensor, context: &Tensor, attention_mask: Option<&Tensor>) -> Result<Tensor> {
-        let query = self.to_q.forward(hidden_states)?.split_heads(self.heads)?;
-        let key = self.to_k.forward(context)?.split_heads(self.heads)?;
-        let value = self.to_v.forward(context)?.split_heads(self.heads)?;
+        let [query, key, value] = self.project(hidden_states, context)?;
+        let (query, key) = (query.split_heads(self.heads)?, key.split_heads(self.heads)?);
+        let value = value.split_heads(self.heads)?;
         self.to_out.forward(&self.processor.attend(&query, &key, &value, attention_mask)?.merge_heads()?)
     }
 }

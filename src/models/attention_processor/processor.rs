@@ -4,10 +4,12 @@
 //! `diffusers/models/attention_processor.py` (0.42.1).
 
 use crate::error::{Error, Result};
+use crate::models::attention_dispatch::AttentionBackend;
 use crate::nn::Node;
+use crate::torch::attention_by;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use tch::{Kind, Tensor};
 
 /// How many heads are computed at once; the heads of all items of the batch count.
@@ -71,6 +73,9 @@ pub(crate) struct ProcessorSetting {
     pub(crate) sliceable: bool,
     /// The heads of a slice, or one of the constants below.
     code: AtomicI64,
+    backend: AtomicI64,
+    /// Whether queries, keys and values come from one product.
+    fused: AtomicBool,
 }
 
 const DEFAULT: i64 = 0;
@@ -78,10 +83,17 @@ const MEMORY_EFFICIENT: i64 = -1;
 
 impl ProcessorSetting {
     pub(crate) fn new(heads: i64, sliceable: bool, upcast_attention: bool) -> Arc<Self> {
-        Arc::new(Self { heads, upcast_attention, sliceable, code: AtomicI64::new(DEFAULT) })
+        Arc::new(Self {
+            heads,
+            upcast_attention,
+            sliceable,
+            code: AtomicI64::new(DEFAULT),
+            backend: AtomicI64::new(0),
+            fused: AtomicBool::new(false),
+        })
     }
 
-    fn get(&self) -> AttentionProcessor {
+    pub(crate) fn get(&self) -> AttentionProcessor {
         match self.code.load(Ordering::Relaxed) {
             DEFAULT => AttentionProcessor::Default,
             MEMORY_EFFICIENT => AttentionProcessor::MemoryEfficient,
@@ -96,6 +108,14 @@ impl ProcessorSetting {
             AttentionProcessor::Sliced(size) => size,
         };
         self.code.store(code, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_fused(&self) -> bool {
+        self.fused.load(Ordering::Relaxed)
+    }
+
+    fn backend(&self) -> AttentionBackend {
+        AttentionBackend::from_code(self.backend.load(Ordering::Relaxed))
     }
 
     /// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head.
@@ -113,7 +133,10 @@ impl ProcessorSetting {
             AttentionProcessor::MemoryEfficient if attention_mask.is_none() && query.device().is_cuda() => {
                 efficient(query, key, value)
             }
-            _ => scaled_dot_product_attention(query, key, value, attention_mask),
+            _ => match self.backend().kernel() {
+                Some(kernel) => attention_by(kernel, query, key, value, attention_mask),
+                None => scaled_dot_product_attention(query, key, value, attention_mask),
+            },
         }
     }
 
@@ -156,6 +179,7 @@ impl ProcessorSetting {
         };
         let scale = (head_dim as f64).powf(-0.5);
         let scores = bias.f_baddbmm(&query, &key.f_transpose(-1, -2)?, beta, scale)?;
+        drop(bias);
         Ok(scores.f_softmax(-1, None::<Kind>)?.f_to_kind(kind)?)
     }
 }
@@ -192,6 +216,33 @@ fn efficient(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
     Ok(hidden_states)
 }
 
+/// Has the attentions at or below `module` computed by `backend`, where neither slices nor the memory-efficient kernel of
+/// [`set_use_memory_efficient_attention`] are switched on.
+// Differs from diffusers: there, the processors of Stable Diffusion's UNet and VAE pass the choice over.
+pub fn set_attention_backend(module: &Node, backend: AttentionBackend) {
+    for (_, setting) in attentions(module) {
+        setting.backend.store(backend.code(), Ordering::Relaxed);
+    }
+}
+
+/// Has each attention at or below `module` compute queries, keys and values as one product, or those of the text as keys and
+/// values; or again one after the other. Fusing ends slices.
+// Differs from diffusers: there, the weights are held twice, and moving the model moves both.
+pub fn set_fused_projections(module: &Node, fused: bool) {
+    for (_, setting) in attentions(module) {
+        setting.fused.store(fused, Ordering::Relaxed);
+        if fused {
+            setting.set(AttentionProcessor::Default);
+        }
+    }
+}
+
+/// Which backend each attention at or below `module` has, by path.
+#[must_use]
+pub fn attention_backends(module: &Node) -> Vec<(String, AttentionBackend)> {
+    attentions(module).into_iter().map(|(path, setting)| (path, setting.backend())).collect()
+}
+
 /// The attentions at or below `module`, by path.
 fn attentions(module: &Node) -> Vec<(String, Arc<ProcessorSetting>)> {
     let setting = |node: Node| Some((node.path().to_string(), node.setting::<ProcessorSetting>()?));
@@ -213,17 +264,42 @@ pub fn attn_processors(module: &Node) -> Vec<(String, AttentionProcessor)> {
 pub fn set_attention_slice(module: &Node, slicing: Option<AttentionSlicing>) -> Result<()> {
     let attentions: Vec<_> = attentions(module).into_iter().filter(|(_, setting)| setting.sliceable).collect();
     for (path, setting) in &attentions {
-        let (size, heads) = (slicing.map_or(1, |slicing| slicing.size(setting.heads)), setting.heads);
-        if !(1..=heads).contains(&size) {
-            let text = format!("a slice has from 1 to {heads} heads, as many as the layer, not {size}");
-            return Err(Error::Argument(text).at(path));
-        }
+        let size = slicing.map_or(1, |slicing| slicing.size(setting.heads));
+        check_slice(size, setting.heads).map_err(|error| error.at(path))?;
     }
     for (_, setting) in attentions {
         let sliced = |slicing: AttentionSlicing| AttentionProcessor::Sliced(slicing.size(setting.heads));
         setting.set(slicing.map_or(AttentionProcessor::Default, sliced));
     }
     Ok(())
+}
+
+/// Computes the attentions at or below `module` in slices of these many heads each: one number for each attention that
+/// can be sliced, in the order of [`attn_processors`]. diffusers' `set_attention_slice` with a list.
+///
+/// # Errors
+/// [`Error::Argument`] for another number of sizes than there are attentions, or naming the first attention with fewer
+/// heads than its slice is to have; nothing is changed then.
+pub fn set_attention_slices(module: &Node, sizes: &[i64]) -> Result<()> {
+    let attentions: Vec<_> = attentions(module).into_iter().filter(|(_, setting)| setting.sliceable).collect();
+    if attentions.len() != sizes.len() {
+        let (found, expected) = (sizes.len(), attentions.len());
+        return Err(Error::Argument(format!("{found} slice sizes were given for {expected} attentions")));
+    }
+    for ((path, setting), size) in attentions.iter().zip(sizes) {
+        check_slice(*size, setting.heads).map_err(|error| error.at(path))?;
+    }
+    for ((_, setting), size) in attentions.iter().zip(sizes) {
+        setting.set(AttentionProcessor::Sliced(*size));
+    }
+    Ok(())
+}
+
+fn check_slice(size: i64, heads: i64) -> Result<()> {
+    match (1..=heads).contains(&size) {
+        true => Ok(()),
+        false => Err(Error::Argument(format!("a slice has from 1 to {heads} heads, as many as the layer, not {size}"))),
+    }
 }
 
 /// Has the attentions at or below `module` computed by libtorch's memory-efficient kernel, or again by whatever kernel

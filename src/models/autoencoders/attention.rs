@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::models::attention_processor::ProcessorSetting;
-use crate::nn::{GroupNorm, Linear, Module, Node, Scope};
+use crate::nn::{FusedLinear, GroupNorm, Linear, Module, Node, Scope};
 use crate::torch::TensorExt;
 use std::sync::Arc;
 use tch::Tensor;
@@ -20,6 +20,7 @@ pub struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: i64,
+    fused: FusedLinear,
     processor: Arc<ProcessorSetting>,
 }
 
@@ -35,7 +36,8 @@ impl Attention {
         let to_out = linear(&scope / "to_out" / 0)?;
         let processor = ProcessorSetting::new(heads, false, false);
         scope.attach(processor.clone());
-        Ok(Self { node: scope.finish::<Self>(), group_norm, to_q, to_k, to_v, to_out, heads, processor })
+        let fused = FusedLinear::default();
+        Ok(Self { node: scope.finish::<Self>(), group_norm, to_q, to_k, to_v, to_out, heads, fused, processor })
     }
 
     /// # Shapes
@@ -45,10 +47,9 @@ impl Attention {
     /// If there are not `channels` channels.
     pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[residual]| {
-            let (batch, channels, height, width) = residual.size4()?;
-            let pixels = self.group_norm.forward(&residual.f_view([batch, channels, height * width])?)?;
+            let pixels = self.group_norm.forward(&residual.f_flatten(2, 3)?)?;
             let pixels = self.attend(&pixels.f_transpose(1, 2)?)?;
-            let hidden_states = pixels.f_transpose(-1, -2)?.f_reshape([batch, channels, height, width])?;
+            let hidden_states = pixels.f_transpose(-1, -2)?.f_reshape_as(residual)?;
             Ok([hidden_states.f_add(residual)?])
         })?;
         Ok(hidden_states)
@@ -56,9 +57,13 @@ impl Attention {
 
     /// `[batch, pixels, channels]`, and the same comes out.
     fn attend(&self, pixels: &Tensor) -> Result<Tensor> {
-        let query = self.to_q.forward(pixels)?.split_heads(self.heads)?;
-        let key = self.to_k.forward(pixels)?.split_heads(self.heads)?;
-        let value = self.to_v.forward(pixels)?.split_heads(self.heads)?;
+        let Self { to_q, to_k, to_v, fused, .. } = self;
+        let [query, key, value] = match self.processor.is_fused() {
+            true => fused.forward([to_q, to_k, to_v], pixels)?,
+            false => [to_q.forward(pixels)?, to_k.forward(pixels)?, to_v.forward(pixels)?],
+        };
+        let (query, key) = (query.split_heads(self.heads)?, key.split_heads(self.heads)?);
+        let value = value.split_heads(self.heads)?;
         self.to_out.forward(&self.processor.attend(&query, &key, &value, None)?.merge_heads()?)
     }
 }

@@ -104,6 +104,23 @@ impl AutoencoderKL {
         self.use_tiling = false;
     }
 
+    /// Whether batches are encoded and decoded one item at a time.
+    #[must_use]
+    pub fn use_slicing(&self) -> bool {
+        self.use_slicing
+    }
+
+    /// Whether large pictures are encoded and decoded in tiles.
+    #[must_use]
+    pub fn use_tiling(&self) -> bool {
+        self.use_tiling
+    }
+
+    /// The tiles that latents are cut into.
+    pub(crate) fn latent_tiling(&self) -> Tiling {
+        self.tiling(self.tile_latent_min_size, self.tile_sample_min_size)
+    }
+
     /// Encodes pictures with values in [-1, 1].
     ///
     /// Hooks around the model itself run around this, as around [`AutoencoderKL::decode`].
@@ -168,8 +185,7 @@ impl AutoencoderKL {
             Some(conv) => self.decoder.forward(&conv.forward(z)?),
             None => self.decoder.forward(z),
         };
-        let (sample, latent) = (self.tile_sample_min_size, self.tile_latent_min_size);
-        if self.tiles(z, latent)? { self.tiling(latent, sample).run(z, forward) } else { forward(z) }
+        if self.tiles(z, self.tile_latent_min_size)? { self.latent_tiling().run(z, forward) } else { forward(z) }
     }
 
     /// Whether `x` is to be cut into tiles of side `size`.

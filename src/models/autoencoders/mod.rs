@@ -10,5 +10,6 @@ mod vae;
 pub use attention::{Attention, legacy_key};
 pub use autoencoder_kl::AutoencoderKL;
 pub use autoencoder_kl_config::AutoencoderKLConfig;
+pub(crate) use tiling::{Tiling, starts as tile_starts};
 pub use unet_2d_blocks::{BlockConfig, DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D};
 pub use vae::{Decoder, DiagonalGaussianDistribution, Encoder};

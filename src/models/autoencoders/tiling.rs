@@ -12,15 +12,15 @@ const WIDTH: i64 = 3;
 
 /// How a picture is cut, and how what becomes of the tiles is put together. In pixels or latents, the same both ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tiling {
+pub(crate) struct Tiling {
     /// Side of a tile that goes in; the last ones may be smaller.
-    pub(super) size: i64,
+    pub(crate) size: i64,
     /// From one tile to the next, going in.
-    pub(super) step: i64,
+    pub(crate) step: i64,
     /// Rows and columns that are blended, coming out.
-    pub(super) blend: i64,
+    pub(crate) blend: i64,
     /// Rows and columns of a tile that are kept, coming out.
-    pub(super) keep: i64,
+    pub(crate) keep: i64,
 }
 
 impl Tiling {
@@ -63,7 +63,7 @@ impl Tiling {
 }
 
 /// Where tiles begin along a side of `length`.
-fn starts(length: i64, step: i64) -> impl Iterator<Item = i64> {
+pub(crate) fn starts(length: i64, step: i64) -> impl Iterator<Item = i64> {
     (0..length).step_by(usize::try_from(step).unwrap_or(usize::MAX))
 }
 

@@ -176,16 +176,14 @@ impl CLIPTextModel {
 
     /// Each sequence's state at its end-of-text token.
     fn pool(&self, last_hidden_state: &Tensor, input_ids: &Tensor) -> Result<Tensor> {
-        let device = last_hidden_state.device();
-        let (batch, _) = input_ids.size2()?;
-        let ids = input_ids.f_to_device(device)?.f_to_kind(Kind::Int)?;
+        let ids = input_ids.f_to_device(last_hidden_state.device())?.f_to_kind(Kind::Int)?;
         let position = match self.eos_token_id {
             // The largest id of CLIP's own vocabulary is the end of text.
             2 => ids.f_argmax(-1, false)?,
             eos => ids.f_eq(eos)?.f_to_kind(Kind::Int)?.f_argmax(-1, false)?,
         };
-        let row = Tensor::f_arange(batch, (Kind::Int64, device))?;
-        Ok(last_hidden_state.f_index(&[Some(row), Some(position)])?)
+        let position = position.f_unsqueeze(-1)?.f_unsqueeze(-1)?.f_expand([-1, -1, self.config.hidden_size], false)?;
+        Ok(last_hidden_state.f_gather(1, &position, false)?.f_squeeze_dim(1)?)
     }
 }
 

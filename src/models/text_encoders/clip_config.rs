@@ -71,7 +71,7 @@ impl CLIPTextConfig {
         Ok(hidden / heads)
     }
 
-    pub(super) fn activation(&self) -> Result<Activation> {
+    pub(crate) fn activation(&self) -> Result<Activation> {
         self.hidden_act.parse()
     }
 

@@ -1,8 +1,10 @@
 //! The UNets that predict noise.
 
+mod traced_unet;
 mod unet_2d_blocks;
 mod unet_2d_condition;
 
+pub use traced_unet::TracedUNet;
 pub use unet_2d_blocks::{
     BlockConfig, Conditioning, CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, TransformerConfig,
     UNetMidBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D, UpChannels,
@@ -45,6 +47,12 @@ pub trait UNet: Debug + Send + Sync {
     /// The tree of modules, for techniques that walk it; `None` for a UNet that has none, such as a traced one.
     fn tree(&self) -> Option<&Node> {
         None
+    }
+
+    /// Takes over the configuration of the UNet whose place it takes; for those that have none of their own, such as a
+    /// traced one.
+    fn adopt(&mut self, config: &UNet2DConditionConfig) {
+        let _ = config;
     }
 
     /// The UNet itself, for those who know what it is.

@@ -14,7 +14,7 @@ pub use inputs::{AddedCond, UNetInputs};
 use super::UNet;
 use super::unet_2d_blocks::{Conditioning, DownBlock, MidBlock, UpBlock};
 use crate::error::{Error, Result};
-use crate::models::attention_processor::{AttentionSlicing, set_attention_slice};
+use crate::models::attention_processor::{AttentionSlicing, set_attention_slice, set_attention_slices};
 use crate::models::{ModelMixin, To};
 use crate::nn::{Activation, Conv2d, GroupNorm, Module, Node, Scope};
 use conditions::Conditions;
@@ -69,13 +69,21 @@ impl UNet2DConditionModel {
         set_attention_slice(&self.node, slicing)
     }
 
+    /// Computes each attention in slices of its own size: see [`set_attention_slices`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_attention_slices(&self, sizes: &[i64]) -> Result<()> {
+        set_attention_slices(&self.node, sizes)
+    }
+
     /// Down, through the middle, and up again over the skip connections: figure 3 of the paper, from left to right.
     fn predict(&self, inputs: &UNetInputs<'_>) -> Result<Tensor> {
-        let (batch, sizes) = self.check(inputs)?;
+        let sizes = self.check(inputs)?;
         let kind = inputs.sample.kind();
         let attention_mask = inputs.attention_mask.map(|mask| bias(mask, kind)).transpose()?;
         let encoder_attention_mask = inputs.encoder_attention_mask.map(|mask| bias(mask, kind)).transpose()?;
-        let temb = self.conditions.forward(inputs.timestep, batch, kind, inputs)?;
+        let temb = self.conditions.forward(inputs)?;
         let cond = Conditioning {
             temb: &temb,
             encoder_hidden_states: inputs.encoder_hidden_states,
@@ -106,9 +114,8 @@ impl UNet2DConditionModel {
         self.conv_out.forward(&hidden_states)
     }
 
-    /// The batch, and whether the picture does not halve evenly, so that its sizes on the way up follow those on the way
-    /// down.
-    fn check(&self, inputs: &UNetInputs<'_>) -> Result<(i64, bool)> {
+    /// Whether the picture does not halve evenly, so that its sizes on the way up follow those on the way down.
+    fn check(&self, inputs: &UNetInputs<'_>) -> Result<bool> {
         let (batch, _, height, width) = inputs.sample.size4().map_err(|_| {
             Error::Shape(format!("`sample` is [batch, channels, height, width], got {:?}", inputs.sample.size()))
         })?;
@@ -128,7 +135,7 @@ impl UNet2DConditionModel {
             ));
         }
         let factor = 1 << (self.up_blocks.len() - 1);
-        Ok((batch, height % factor != 0 || width % factor != 0))
+        Ok(height % factor != 0 || width % factor != 0)
     }
 
     fn center(&self, sample: &Tensor) -> Result<Tensor> {

@@ -2,10 +2,13 @@
 
 use super::StableDiffusionPipeline;
 use super::denoise::{Callback, Denoise, StepEnd};
+use super::memory_estimate::{Plan, Without};
+use super::memory_report::Watch;
 use super::pipeline_stable_diffusion::repeat_for_images;
 use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
 use crate::image_processor::{Images, OutputType};
+use crate::models::memory::MemoryEstimate;
 use crate::pipelines::Prompt;
 use crate::schedulers::Timesteps;
 use crate::torch::{Generator, randn_tensor};
@@ -194,18 +197,45 @@ impl<'a> StableDiffusionCall<'a> {
     /// whatever a callback fails with. The pipeline can be called again afterwards.
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
-        let output = self.draw();
+        let mut watch = Watch::start(self.pipe.device());
+        let output = self.draw(&mut watch);
+        self.pipe.last_call = watch.finish(output.is_err());
         self.pipe.maybe_free_model_hooks();
         output
     }
 
-    fn draw(&mut self) -> Result<StableDiffusionPipelineOutput> {
+    /// What the call will take on the device where it is done, with the techniques that are switched on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for arguments that do not fit together; [`Error::Unsupported`] for a UNet without modules.
+    pub fn estimate_memory(&self) -> Result<MemoryEstimate> {
         let (height, width) = self.size()?;
         self.check(height, width)?;
+        self.pipe.estimate(self.plan(height, width), Without::default())
+    }
+
+    fn plan(&self, height: i64, width: i64) -> Plan {
+        Plan {
+            height,
+            width,
+            prompts: self.batch(),
+            images_per_prompt: self.num_images_per_prompt,
+            guides: self.pipe.guides(self.guidance_scale),
+            encodes: self.prompt.is_some(),
+            decodes: self.output_type != OutputType::Latent,
+            dtype: self.pipe.text_encoder_kind(),
+        }
+    }
+
+    fn draw(&mut self, watch: &mut Watch) -> Result<StableDiffusionPipelineOutput> {
+        let (height, width) = self.size()?;
+        self.check(height, width)?;
+        watch.draws(self.plan(height, width));
         let batch = self.batch() * self.num_images_per_prompt;
         let device = self.pipe.device();
         let prompt_embeds = self.embeds()?;
         let prompt_embeds = prompt_embeds.f_to_device(device)?;
+        watch.end_stage();
 
         let mut seeded = match self.generators {
             Generators::Seed(seed) => vec![Generator::cpu(seed)?],
@@ -224,7 +254,8 @@ impl<'a> StableDiffusionCall<'a> {
         })?;
         let factor = self.pipe.vae_scale_factor();
         let shape = [batch, self.pipe.unet.config().in_channels, height / factor, width / factor];
-        let latents = match self.latents.take() {
+        // The given latents stay in place: giving them back here would puzzle the count of the call's memory.
+        let latents = match &self.latents {
             Some(latents) => latents.f_to_device(device)?,
             None => randn_tensor(&shape, generators, prompt_embeds.kind(), device)?,
         };
@@ -233,12 +264,14 @@ impl<'a> StableDiffusionCall<'a> {
         let denoise =
             Denoise { eta: self.eta, guidance_rescale: self.guidance_rescale, callback: self.callback.take() };
         let latents = denoise.run(self.pipe, latents, prompt_embeds, self.guidance_scale, generators)?;
+        watch.end_stage();
         if self.output_type == OutputType::Latent {
             return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents) });
         }
         let latents = latents.f_div_scalar(self.pipe.vae.config().scaling_factor)?;
-        let image = self.pipe.vae.decode(&latents).map_err(|error| error.within("vae"))?;
+        let image = self.pipe.decode(&latents)?;
         let images = self.pipe.image_processor.postprocess(&image, self.output_type)?;
+        watch.end_stage();
         Ok(StableDiffusionPipelineOutput { images })
     }
 

@@ -1,7 +1,7 @@
 //! `StableDiffusionPipeline::from_pretrained`.
 
 use super::{Components, StableDiffusionPipeline};
-use crate::configuration_utils::{ConfigMap, read_json};
+use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::hooks::GroupOffloading;
 use crate::loaders::LoadOptions;
@@ -133,7 +133,13 @@ impl StableDiffusionLoader {
         let text_encoder = self.text_encoder.map_or_else(|| load.model("text_encoder"), Ok)?;
         bar.inc(1);
         let unet = match self.unet {
-            Some(unet) => unet,
+            Some(mut unet) => {
+                let config = folder.join("unet/config.json");
+                if config.is_file() {
+                    unet.adopt(&from_map(&read_json::<ConfigMap>(&config)?)?);
+                }
+                unet
+            }
             None => Box::new(load.model::<UNet2DConditionModel>("unet")?),
         };
         bar.inc(1);

@@ -7,8 +7,10 @@ use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
 use crate::hooks::{DEFAULT_SKIP_MODULES_PATTERN, SkipModules, apply_layerwise_casting, disable_layerwise_casting};
 use crate::models::ModelMixin;
+use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{
-    AttentionProcessor, AttentionSlicing, attn_processors, set_attention_slice, set_use_memory_efficient_attention,
+    AttentionProcessor, AttentionSlicing, attn_processors, set_attention_backend, set_attention_slice,
+    set_fused_projections, set_use_memory_efficient_attention,
 };
 use crate::models::unets::UNet2DConditionModel;
 use crate::nn::{Module, Node};
@@ -68,6 +70,46 @@ impl StableDiffusionPipeline {
     #[must_use]
     pub fn attn_processors(&self) -> Vec<(String, AttentionProcessor)> {
         self.unet.tree().map(attn_processors).unwrap_or_default()
+    }
+
+    /// Has the attention of UNet and VAE computed by `backend`, where it is not computed in slices. A call that the backend
+    /// cannot do fails, and says what is missing.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a UNet without modules.
+    // Differs from diffusers: there, models alone have it, and those of Stable Diffusion pass it over.
+    pub fn set_attention_backend(&self, backend: AttentionBackend) -> Result<()> {
+        for node in [self.unet_tree("the choice of an attention backend")?, self.vae.node()] {
+            set_attention_backend(node, backend);
+        }
+        Ok(())
+    }
+
+    /// Computes queries, keys and values as one product in the UNet's or the VAE's attention, or in both. Attention slicing
+    /// ends.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a UNet without modules.
+    pub fn fuse_qkv_projections(&self, unet: bool, vae: bool) -> Result<()> {
+        self.set_fused_projections(unet, vae, true)
+    }
+
+    /// Computes queries, keys and values one after the other again.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a UNet without modules.
+    pub fn unfuse_qkv_projections(&self, unet: bool, vae: bool) -> Result<()> {
+        self.set_fused_projections(unet, vae, false)
+    }
+
+    fn set_fused_projections(&self, unet: bool, vae: bool, fused: bool) -> Result<()> {
+        if unet {
+            set_fused_projections(self.unet_tree("fusing projections")?, fused);
+        }
+        if vae {
+            set_fused_projections(self.vae.node(), fused);
+        }
+        Ok(())
     }
 
     /// Decodes the pictures of a batch one at a time, which takes less memory: `pipe.vae.enable_slicing()`.

@@ -5,11 +5,16 @@ mod denoise;
 mod guidance;
 mod loading;
 mod memory;
+mod memory_estimate;
+mod memory_report;
 mod offload;
 mod pipeline_stable_diffusion;
+mod reset;
+mod traced;
 
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
 pub use denoise::StepEnd;
 pub use guidance::{get_guidance_scale_embedding, rescale_noise_cfg};
 pub use loading::StableDiffusionLoader;
+pub use memory_report::{CallMemory, MemoryReport, Saving, StageMemory};
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};

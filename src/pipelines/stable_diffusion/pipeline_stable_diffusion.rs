@@ -4,6 +4,8 @@
 
 use super::call::StableDiffusionCall;
 use super::loading::StableDiffusionLoader;
+use super::memory_report::LastCall;
+use super::traced::Traced;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
 use crate::hooks::ModelOffload;
@@ -12,7 +14,6 @@ use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
 use crate::models::{ModelMixin, To};
-use crate::nn::Module;
 use crate::pipelines::Prompt;
 use crate::pipelines::pipeline_utils::model_index;
 use crate::schedulers::{Scheduler, scheduler_from_config};
@@ -64,6 +65,8 @@ pub struct StableDiffusionPipeline {
     pub progress_bar: ProgressBarConfig,
     pub(super) image_processor: VaeImageProcessor,
     pub(super) model_offload: Option<ModelOffload>,
+    pub(super) traced: Traced,
+    pub(super) last_call: Option<LastCall>,
 }
 
 impl StableDiffusionPipeline {
@@ -84,11 +87,25 @@ impl StableDiffusionPipeline {
         let scheduler = up_to_date(scheduler)?;
         let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
         let progress_bar = ProgressBarConfig::default();
-        Ok(Self { vae, text_encoder, tokenizer, unet, scheduler, progress_bar, image_processor, model_offload: None })
+        let (model_offload, last_call) = (None, None);
+        Ok(Self {
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            progress_bar,
+            image_processor,
+            traced: Traced::default(),
+            model_offload,
+            last_call,
+        })
     }
 
-    /// Puts `unet` in the UNet's place: another checkpoint's, a traced one, or anything that implements [`UNet`].
-    pub fn set_unet(&mut self, unet: impl UNet + 'static) {
+    /// Puts `unet` in the UNet's place: another checkpoint's, a traced one, or anything that implements [`UNet`]. One
+    /// without a configuration takes over that of the UNet before it.
+    pub fn set_unet(&mut self, mut unet: impl UNet + 'static) {
+        unet.adopt(self.unet.config());
         self.unet = Box::new(unet);
     }
 
@@ -117,7 +134,8 @@ impl StableDiffusionPipeline {
         }
         self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
         self.unet.move_to(target).map_err(|error| error.within("unet"))?;
-        self.vae.to(target).map_err(|error| error.within("vae"))
+        self.vae.to(target).map_err(|error| error.within("vae"))?;
+        self.traced.move_to(target)
     }
 
     /// Where the work is done: where the models lie, or where offloading takes them.
@@ -187,18 +205,13 @@ impl StableDiffusionPipeline {
         if let Some(removed) = &tokens.removed_text {
             tracing::warn!("CLIP takes at most {max_length} tokens, so this part of the prompt was cut: {removed:?}");
         }
-        let device = self.text_encoder.node().execution_device();
+        let device = self.text_encoder_device()?;
         let input_ids = tokens.input_ids.f_to_device(device)?;
         let attention_mask = match self.text_encoder.config().use_attention_mask {
             true => Some(tokens.attention_mask.f_to_device(device)?),
             false => None,
         };
-        let attention_mask = attention_mask.as_ref();
-        let embeds = match clip_skip {
-            None => self.text_encoder.forward(&input_ids, attention_mask, false).map(|output| output.last_hidden_state),
-            Some(skipped) => self.text_encoder.clip_skip(&input_ids, attention_mask, skipped),
-        }
-        .map_err(|error| error.within("text_encoder"))?;
+        let embeds = self.embed(&input_ids, attention_mask.as_ref(), clip_skip)?;
         repeat_for_images(&embeds, num_images_per_prompt)
     }
 }

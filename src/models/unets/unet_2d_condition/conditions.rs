@@ -4,7 +4,7 @@ use super::{AddedCond, UNet2DConditionConfig, UNetInputs};
 use crate::error::{Error, Result};
 use crate::models::embeddings::{TimestepEmbedding, TimestepEmbeddingConfig, Timesteps};
 use crate::nn::{Activation, Embedding, Scope};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// The embedding of the timestep, and of everything that is added to it.
 #[derive(Debug)]
@@ -49,10 +49,10 @@ impl Conditions {
     }
 
     /// The embedding that the residual blocks take, after their activation, `[batch, temb_channels]`.
-    pub(super) fn forward(&self, timestep: &Tensor, batch: i64, kind: Kind, inputs: &UNetInputs<'_>) -> Result<Tensor> {
-        let mut emb = self.time(timestep, batch, kind, inputs)?;
+    pub(super) fn forward(&self, inputs: &UNetInputs<'_>) -> Result<Tensor> {
+        let mut emb = self.time(inputs)?;
         if let Some(class_embedding) = &self.class_embedding {
-            let class_emb = class_embedding.forward(inputs.class_labels, &self.time_proj, kind)?;
+            let class_emb = class_embedding.forward(inputs.class_labels, &self.time_proj, inputs.sample)?;
             emb = match self.class_embeddings_concat {
                 true => Tensor::f_cat(&[emb, class_emb], -1)?,
                 false => emb.f_add(&class_emb)?,
@@ -62,7 +62,7 @@ impl Conditions {
             let added = inputs.added_cond.ok_or_else(|| {
                 Error::Argument("`addition_embed_type` = text_time needs `text_embeds` and `time_ids`".into())
             })?;
-            emb = emb.f_add(&text_time(time_proj, embedding, &added, emb.kind())?)?;
+            emb = emb.f_add(&text_time(time_proj, embedding, &added, &emb)?)?;
         }
         if let Some(act) = self.time_embed_act {
             emb = act.forward(&emb)?;
@@ -70,11 +70,14 @@ impl Conditions {
         self.act_fn.forward(&emb)
     }
 
-    fn time(&self, timestep: &Tensor, batch: i64, kind: Kind, inputs: &UNetInputs<'_>) -> Result<Tensor> {
-        let device = inputs.sample.device();
+    fn time(&self, inputs: &UNetInputs<'_>) -> Result<Tensor> {
+        let (sample, timestep) = (inputs.sample, inputs.timestep);
+        let device = sample.device();
         let moved = (timestep.device() != device).then(|| timestep.f_to_device(device)).transpose()?;
-        let timesteps = moved.as_ref().unwrap_or(timestep).f_expand([batch], false)?;
-        self.time_embedding.forward(&cast(self.time_proj.forward(&timesteps)?, kind)?, inputs.timestep_cond)
+        // One for each item, without reading how many there are: a number would be fixed for good in a trace.
+        let item = sample.f_select(1, 0)?.f_select(1, 0)?.f_select(1, 0)?;
+        let timesteps = moved.as_ref().unwrap_or(timestep).f_expand_as(&item)?;
+        self.time_embedding.forward(&cast(&self.time_proj.forward(&timesteps)?, sample)?, inputs.timestep_cond)
     }
 }
 
@@ -105,15 +108,15 @@ impl ClassEmbedding {
         }))
     }
 
-    fn forward(&self, labels: Option<&Tensor>, time_proj: &Timesteps, kind: Kind) -> Result<Tensor> {
+    fn forward(&self, labels: Option<&Tensor>, time_proj: &Timesteps, sample: &Tensor) -> Result<Tensor> {
         let labels = labels.ok_or_else(|| Error::Argument("this UNet needs `class_labels`".into()))?;
         let embedding = match self {
             Self::Row(embedding) => embedding.forward(labels)?,
-            Self::Timestep(embedding) => embedding.forward(&cast(time_proj.forward(labels)?, kind)?, None)?,
+            Self::Timestep(embedding) => embedding.forward(&cast(&time_proj.forward(labels)?, sample)?, None)?,
             Self::Identity => labels.shallow_clone(),
             Self::Projection(embedding) => embedding.forward(labels, None)?,
         };
-        cast(embedding, kind)
+        cast(&embedding, sample)
     }
 }
 
@@ -139,11 +142,11 @@ fn text_time(
     time_proj: &Timesteps,
     embedding: &TimestepEmbedding,
     added: &AddedCond<'_>,
-    kind: Kind,
+    emb: &Tensor,
 ) -> Result<Tensor> {
     let (batch, _) = added.text_embeds.size2()?;
     let sizes = time_proj.forward(&added.time_ids.f_flatten(0, -1)?)?.f_reshape([batch, -1])?;
-    embedding.forward(&cast(Tensor::f_cat(&[added.text_embeds, &sizes], -1)?, kind)?, None)
+    embedding.forward(&cast(&Tensor::f_cat(&[added.text_embeds, &sizes], -1)?, emb)?, None)
 }
 
 /// A number that the configuration must hold.
@@ -155,7 +158,8 @@ fn required(key: &str, config: &UNet2DConditionConfig) -> Result<i64> {
     value.ok_or_else(|| Error::Config(format!("`{key}` is missing")))
 }
 
-/// The embedding in the sample's dtype: sinusoids are always float32.
-fn cast(embedding: Tensor, kind: Kind) -> Result<Tensor> {
-    if embedding.kind() == kind { Ok(embedding) } else { Ok(embedding.f_to_kind(kind)?) }
+/// The embedding in the dtype of `like`: sinusoids are always float32. A trace records whose dtype it is, and so can be
+/// cast later.
+fn cast(embedding: &Tensor, like: &Tensor) -> Result<Tensor> {
+    Ok(embedding.f_type_as(like)?)
 }

@@ -229,6 +229,14 @@ impl UNet2DConditionConfig {
         }
     }
 
+    /// Channels of the text's tokens, in the first block.
+    pub(crate) fn text_channels(&self) -> i64 {
+        match &self.cross_attention_dim {
+            OneOrMany::One(channels) => *channels,
+            OneOrMany::Many(channels) => channels.first().copied().unwrap_or_default(),
+        }
+    }
+
     /// Channels of the time embedding that the blocks take.
     pub(super) fn temb_channels(&self) -> i64 {
         self.time_embed_dim() * if self.class_embeddings_concat { 2 } else { 1 }

@@ -110,6 +110,15 @@ impl<D: TransferDevice> Transport<D> {
         self.groups.get(group)?.iter().find_map(Weight::compute_dtype)
     }
 
+    /// What `group` takes on the device, for a model of dtype `kind`, with as many of the longest group behind it as are sent
+    /// for ahead if it `leads` them.
+    pub(in crate::hooks) fn bytes(&self, group: usize, kind: Kind, leads: bool) -> usize {
+        let state = self.state();
+        let bytes = |group| state.hold.image(group).map_or(0, |image| image.bytes_as(kind));
+        let longest = (0..self.groups.len()).map(bytes).max().unwrap_or(0);
+        bytes(group) + if leads { self.terms.prefetch * longest } else { 0 }
+    }
+
     fn state(&self) -> MutexGuard<'_, State<D>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

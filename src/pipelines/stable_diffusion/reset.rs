@@ -3,12 +3,16 @@
 use super::StableDiffusionPipeline;
 use crate::error::Result;
 use crate::hooks::restore_weights;
-use crate::models::attention_processor::set_use_memory_efficient_attention;
+use crate::models::attention_dispatch::AttentionBackend;
+use crate::models::attention_processor::{
+    set_attention_backend, set_fused_projections, set_use_memory_efficient_attention,
+};
 use crate::nn::Module;
 
 impl StableDiffusionPipeline {
-    /// Switches every technique off that saves memory, offloading, casting, slicing, tiling and memory formats, and gives
-    /// the models back as they were loaded: see [`restore_weights`]. The device and the dtype stay.
+    /// Switches every technique off, offloading, casting, slicing, tiling, memory formats, fused projections and the
+    /// choice of an attention backend, and gives the models back as they were loaded: see [`restore_weights`]. The device
+    /// and the dtype stay, and so do parts that were passed in.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where weights have no room; what was switched off so far stays
@@ -24,6 +28,8 @@ impl StableDiffusionPipeline {
         ];
         for (name, node) in models {
             let Some(node) = node else { continue };
+            set_fused_projections(node, false);
+            set_attention_backend(node, AttentionBackend::default());
             set_use_memory_efficient_attention(node, false);
             restore_weights(node).map_err(|error| error.within(name))?;
         }

@@ -110,14 +110,13 @@ impl<D: TransferDevice> Transport<D> {
         self.groups.get(group)?.iter().find_map(Weight::compute_dtype)
     }
 
-    /// Bytes on the device that a run may come to: a group that stays throughout, one at work, and those ahead of it, were
-    /// they the longest.
-    pub(in crate::hooks) fn most_at_once(&self) -> usize {
+    /// What `group` takes on the device, for a model of dtype `kind`, with as many of the longest group behind it as are sent
+    /// for ahead if it `leads` them.
+    pub(in crate::hooks) fn bytes(&self, group: usize, kind: Kind, leads: bool) -> usize {
         let state = self.state();
-        let lengths = (0..self.groups.len()).filter_map(|group| state.hold.image(group));
-        let mut lengths: Vec<_> = lengths.map(|image| image.bytes).collect();
-        lengths.sort_unstable();
-        lengths.iter().rev().take(self.terms.prefetch + 2).sum()
+        let bytes = |group| state.hold.image(group).map_or(0, |image| image.bytes_as(kind));
+        let longest = (0..self.groups.len()).map(bytes).max().unwrap_or(0);
+        bytes(group) + if leads { self.terms.prefetch * longest } else { 0 }
     }
 
     fn state(&self) -> MutexGuard<'_, State<D>> {

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::hooks::residency::Weight;
+use crate::torch::KindExt;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -51,6 +52,16 @@ impl Image {
             end = offset + bytes;
         }
         Ok(Self { bytes: end.max(1).next_multiple_of(ALIGNMENT), parts })
+    }
+
+    /// How long its weights are for a model of dtype `kind`: those in fewer bits, and those that are no fractions, stay so.
+    pub(super) fn bytes_as(&self, kind: Kind) -> usize {
+        let bytes = |part: &Part| {
+            let stored = part.kind.elt_size_in_bytes();
+            let follows = stored > 1 && part.kind.is_floating_point();
+            part.bytes / stored * if follows { kind.elt_size_in_bytes() } else { stored }
+        };
+        self.parts.iter().map(bytes).sum()
     }
 
     /// Whether part of it lies in files, which cannot be pinned.

@@ -4,7 +4,7 @@ use super::{Simulated, count, hooks};
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::{GroupOffloading, apply_group_offloading_on, remove_group_offloading};
 use tch_diffusers::models::unets::{UNet2DConditionConfig, UNetInputs};
-use tch_diffusers::nn::{Module, Node, RandomWeights};
+use tch_diffusers::nn::{Module, RandomWeights};
 use tch_diffusers::{Error, ModelMixin, TensorExt, UNet2DConditionModel};
 
 /// A UNet of Stable Diffusion's build with fewer channels, and the length of its weights in bytes.
@@ -120,26 +120,23 @@ fn without_a_limit_a_group_is_one_copy_and_within_one_it_is_as_many_as_it_needs(
 #[test]
 fn an_estimate_counts_the_group_at_work_and_those_sent_for_ahead() {
     let (unet, _) = unet([32, 32, 32, 32]);
-    let length = |path: &str| unet.node().get(path).unwrap().num_parameters();
-    let brought = |path: &str, kind| unet.node().get(path).unwrap().hook("group_offloading").unwrap().brings(kind);
-    let longest = unet
-        .node()
-        .walk()
-        .iter()
-        .filter(|node| ["Conv2d", "Linear"].contains(&node.class()))
-        .map(Node::num_parameters)
-        .max();
+    let leaves = unet.node().walk();
+    let leaves = leaves.iter().filter(|node| ["Conv2d", "Linear"].contains(&node.class()));
+    let mut lengths: Vec<_> = leaves.map(|leaf| leaf.num_parameters()).collect();
+    lengths.sort_unstable_by_key(|length| std::cmp::Reverse(*length));
+    // A leaf's weight and bias begin at multiples of 256 bytes.
+    let padding = 2 * 256;
     for ahead in [0, 2] {
         let options = GroupOffloading::leaf_level().prefetch_groups(ahead);
         apply_group_offloading_on(unet.node(), &options, Simulated::default()).unwrap();
         for (kind, size) in [(Kind::Float, 4), (Kind::Half, 2)] {
-            let expected = (length("conv_in") + ahead * longest.unwrap()) * size;
-            assert_eq!(brought("conv_in", kind).copied, expected, "{kind:?}, {ahead} ahead");
+            let brought = unet.node().brought_weights(kind);
+            let expected = lengths[..ahead + 2].iter().sum::<usize>() * size;
+            let copied: usize = brought.iter().map(|brought| brought.copied).sum();
+            assert!(
+                (expected..expected + padding * (ahead + 2)).contains(&copied),
+                "{kind:?}, {ahead} ahead: {copied}, {expected}"
+            );
         }
     }
-    apply_group_offloading_on(unet.node(), &GroupOffloading::block_level(2), Simulated::default()).unwrap();
-    let (first, last) = (brought("down_blocks.0", Kind::Float), brought("down_blocks.1", Kind::Float));
-    assert_eq!((first.begins, first.ends, last.begins, last.ends), (true, false, false, true));
-    let unmatched = brought("", Kind::Float).copied;
-    assert!(unmatched < 4 * unet.node().num_parameters() / 2, "{unmatched}: the blocks are not its own");
 }

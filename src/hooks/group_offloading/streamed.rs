@@ -21,22 +21,14 @@ pub(super) fn attach<D: TransferDevice>(
     let named = groups.iter().map(|group| group.id.clone()).zip(weights).collect();
     let transport = Arc::new(Transport::new(device, named, options.terms())?);
     for (number, group) in groups.iter().enumerate() {
-        let is_around = |other: &OffloadGroup| is_below(&other.onload_leader, &group.onload_leader);
-        let is_innermost = !groups.iter().any(is_around);
         for member in group.hooked() {
-            let is = |leader: &Node| leader.path() == member.path();
-            let (onloads, offloads) = (is(&group.onload_leader), is(&group.offload_leader));
-            let hook = StreamedGroup { transport: transport.clone(), group: number, is_innermost, onloads, offloads };
+            let offloads = group.offload_leader.path() == member.path();
+            let hook = StreamedGroup { transport: transport.clone(), group: number, offloads };
             member.add_outer_hook(GROUP_OFFLOADING, hook);
         }
     }
     node.add_outer_hook(GROUP_OFFLOADING_ROOT, StreamedRoot(transport));
     Ok(())
-}
-
-fn is_below(node: &Node, other: &Node) -> bool {
-    let rest = node.path().strip_prefix(other.path());
-    rest.is_some_and(|rest| rest.starts_with('.') || (other.path().is_empty() && !rest.is_empty()))
 }
 
 /// Around each module of a group. Whichever runs first brings the weights, so that another order than the usual one finds
@@ -45,10 +37,6 @@ fn is_below(node: &Node, other: &Node) -> bool {
 struct StreamedGroup<D: TransferDevice> {
     transport: Arc<Transport<D>>,
     group: usize,
-    /// Whether no other group comes and goes while this one stays.
-    is_innermost: bool,
-    /// Whether the module is the group's first.
-    onloads: bool,
     /// Whether the module is the group's last, which sends the weights away.
     offloads: bool,
 }
@@ -70,11 +58,6 @@ impl<D: TransferDevice> Hook for StreamedGroup<D> {
         Some(self.transport.device())
     }
 
-    fn brings(&self, kind: Kind) -> BroughtWeights {
-        let copied = self.transport.bytes(self.group, kind, self.is_innermost);
-        BroughtWeights { copied, mapped: 0, begins: self.onloads, ends: self.offloads }
-    }
-
     fn compute_dtype(&self) -> Option<Kind> {
         self.transport.compute_dtype(self.group)
     }
@@ -90,6 +73,10 @@ impl<D: TransferDevice> Hook for StreamedRoot<D> {
         let outputs = self.0.take_along(inputs).and_then(|inputs| next.run(&inputs));
         self.0.end(outputs.is_ok());
         outputs
+    }
+
+    fn brings(&self, kind: Kind) -> BroughtWeights {
+        BroughtWeights { copied: self.0.most_at_once(kind), mapped: 0, begins: true, ends: true }
     }
 
     fn detach(&self) -> Result<()> {

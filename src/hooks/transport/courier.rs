@@ -110,13 +110,14 @@ impl<D: TransferDevice> Transport<D> {
         self.groups.get(group)?.iter().find_map(Weight::compute_dtype)
     }
 
-    /// What `group` takes on the device, for a model of dtype `kind`, with as many of the longest group behind it as are sent
-    /// for ahead if it `leads` them.
-    pub(in crate::hooks) fn bytes(&self, group: usize, kind: Kind, leads: bool) -> usize {
+    /// Bytes on the device that a run may come to, for a model of dtype `kind`: a group that stays throughout, one at work, and
+    /// those ahead of it, were they the longest.
+    pub(in crate::hooks) fn most_at_once(&self, kind: Kind) -> usize {
         let state = self.state();
-        let bytes = |group| state.hold.image(group).map_or(0, |image| image.bytes_as(kind));
-        let longest = (0..self.groups.len()).map(bytes).max().unwrap_or(0);
-        bytes(group) + if leads { self.terms.prefetch * longest } else { 0 }
+        let images = (0..self.groups.len()).filter_map(|group| state.hold.image(group));
+        let mut lengths: Vec<_> = images.map(|image| image.bytes_as(kind)).collect();
+        lengths.sort_unstable();
+        lengths.iter().rev().take(self.terms.prefetch + 2).sum()
     }
 
     fn state(&self) -> MutexGuard<'_, State<D>> {

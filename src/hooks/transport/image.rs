@@ -59,7 +59,8 @@ impl Image {
         let bytes = |part: &Part| {
             let stored = part.kind.elt_size_in_bytes();
             let follows = stored > 1 && part.kind.is_floating_point();
-            part.bytes / stored * if follows { kind.elt_size_in_bytes() } else { stored }
+            let bytes = part.bytes / stored * if follows { kind.elt_size_in_bytes() } else { stored };
+            bytes.next_multiple_of(ALIGNMENT)
         };
         self.parts.iter().map(bytes).sum()
     }

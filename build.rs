@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 8] = ["context", "cuda", "generator", "jit", "memory", "stream", "switches", "tensor"];
+const SOURCES: [&str; 9] =
+    ["context", "cuda", "generator", "jit", "memory", "stream", "switches", "tensor", "winograd"];
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");
@@ -25,6 +26,8 @@ fn main() {
     for include in [include.clone(), include.join("torch/csrc/api/include")] {
         build.flag("-isystem").flag(include);
     }
+    // `at::parallel_for` is a template over OpenMP, as libtorch is built.
+    build.flag("-fopenmp").define("AT_PARALLEL_OPENMP", "1");
     build.define("_GLIBCXX_USE_CXX11_ABI", "1");
     build.files(SOURCES.map(|source| format!("{SHIM}/{source}.cpp")));
     build.compile("tch_diffusers_shim");

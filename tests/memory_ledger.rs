@@ -79,7 +79,7 @@ fn calls_take_what_was_estimated() {
 #[test]
 fn calls_take_what_was_estimated_with_each_technique() {
     type Enable = fn(&mut StableDiffusionPipeline);
-    let techniques: [(&str, Enable, f64); 7] = [
+    let techniques: [(&str, Enable, f64); 8] = [
         ("attention slicing", |pipe| pipe.enable_attention_slicing(AttentionSlicing::Max).unwrap(), 0.025),
         ("VAE slicing", |pipe| pipe.enable_vae_slicing(), 0.025),
         ("VAE tiling", |pipe| pipe.enable_vae_tiling(), 0.025),
@@ -93,6 +93,7 @@ fn calls_take_what_was_estimated_with_each_technique() {
             },
             0.025,
         ),
+        ("Winograd", |pipe| pipe.enable_winograd().unwrap(), 0.025),
         // A workspace of oneDNN's kernels for channels last is not reckoned with: 45 kB here, which is 10 % of so small a
         // model alone.
         ("channels last", |pipe| pipe.unet.move_to(MemoryFormat::ChannelsLast.into()).unwrap(), 0.11),

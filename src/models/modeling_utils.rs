@@ -11,7 +11,7 @@ use crate::hooks::{
 use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
-use crate::nn::{Module, Scope, Weights};
+use crate::nn::{Module, Scope, Weights, set_use_winograd};
 use crate::torch::MemoryFormat;
 use serde::{Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
@@ -118,6 +118,18 @@ pub trait ModelMixin: Module + Sized {
     /// Computes queries, keys and values one after the other again.
     fn unfuse_qkv_projections(&self) {
         set_fused_projections(self.node(), false);
+    }
+
+    /// Computes convolutions in float32 on the CPU with a quarter of the multiplications, where
+    /// [`conv2d_winograd`](crate::torch::conv2d_winograd) suits them; the result is close, not equal. It is fastest after
+    /// `to(MemoryFormat::ChannelsLast)`. No counterpart in diffusers.
+    fn enable_winograd(&self) {
+        set_use_winograd(self.node(), true);
+    }
+
+    /// Computes convolutions as libtorch does again.
+    fn disable_winograd(&self) {
+        set_use_winograd(self.node(), false);
     }
 
     /// Has the weights wait on the CPU or in their file, and come to the onload device in groups:

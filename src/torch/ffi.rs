@@ -30,6 +30,13 @@ unsafe extern "C" {
     ) -> c_int;
     fn tds_contiguous(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
     fn tds_to_memory_format(tensor: *mut c_void, format: c_int, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_conv2d_winograd(
+        input: *mut c_void,
+        weight: *mut c_void,
+        bias: *mut c_void,
+        out: *mut *mut c_void,
+        error: Message,
+    ) -> c_int;
     fn tds_is_unshared(tensor: *mut c_void, out: *mut c_int, error: Message) -> c_int;
     fn tds_libtorch_version(out: Message, error: Message) -> c_int;
     fn tds_cpu_capability(out: Message, error: Message) -> c_int;
@@ -161,6 +168,17 @@ impl Drop for RawGenerator {
 pub(super) fn contiguous(source: &Tensor, format: c_int) -> Result<Tensor> {
     // SAFETY: tch's pointer is an at::Tensor, alive while `source` is borrowed.
     tensor(|out, error| unsafe { tds_contiguous(source.as_ptr().cast_mut().cast(), format, out, error) })
+}
+
+/// A convolution by Winograd's minimal filtering; none where that does not suit the tensors.
+pub(super) fn conv2d_winograd(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let pointer = |tensor: &Tensor| tensor.as_ptr().cast_mut().cast::<c_void>();
+    let bias = bias.map_or(std::ptr::null_mut(), pointer);
+    let mut out = std::ptr::null_mut();
+    // SAFETY: tch's pointers are at::Tensors, alive while they are borrowed; the bias may be null.
+    checked(|error| unsafe { tds_conv2d_winograd(pointer(input), pointer(weight), bias, &mut out, error) })?;
+    // SAFETY: what the shim has put there is a new at::Tensor, which is what tch wraps and frees.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out.cast()) }))
 }
 
 /// `tensor` with the strides of memory format number `format`.

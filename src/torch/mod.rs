@@ -12,6 +12,7 @@ mod stream;
 mod switches;
 mod trace;
 mod version;
+mod winograd;
 
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
@@ -26,3 +27,4 @@ pub use switches::{
 };
 pub use trace::{TracedModule, is_tracing};
 pub use version::{cpu_capability, cuda_unavailable_reason, exit, libtorch_version};
+pub use winograd::conv2d_winograd;

@@ -4,7 +4,7 @@
 use super::shadow::{Arena, Kernels, Shadow};
 use crate::error::{Error, Result};
 use crate::models::attention_processor::AttentionProcessor;
-use crate::nn::Node;
+use crate::nn::{Node, uses_winograd};
 use std::rc::Rc;
 use tch::Kind;
 
@@ -30,12 +30,28 @@ fn weight(node: &Node) -> Result<(Vec<i64>, bool)> {
     Ok((shape, last))
 }
 
+/// What `shim/winograd.cpp` takes for so many tiles: kernels, tiles and products as 36 matrices each.
+fn winograd(
+    arena: &Rc<Arena>,
+    [inputs, outputs]: [i64; 2],
+    tiles: i64,
+    output: impl FnOnce() -> Shadow,
+    source: Option<Shadow>,
+) -> Shadow {
+    let (block, chunk) = (tiles.min(256), if tiles <= 256 { outputs.min(64) } else { outputs });
+    let planes = |rows: i64, columns: i64| arena.bytes(36 * ((rows * columns + 15) / 16 * 16 + 16) * arena.element());
+    let output = output().laid_out(true);
+    let _workspaces = [planes(chunk, inputs), planes(block, inputs), planes(block, chunk)];
+    drop(source);
+    output
+}
+
 /// A convolution with as many zeros around the picture as keep its size, up to `stride`.
 pub(super) fn conv(node: &Node, input: &Shadow, stride: i64) -> Result<Shadow> {
     let arena = input.arena();
     let _visit = arena.enter(node);
-    let (shape, channels_last) = weight(node)?;
-    let channels_last = channels_last || input.is_channels_last();
+    let (shape, weight_last) = weight(node)?;
+    let channels_last = weight_last || input.is_channels_last();
     let [outputs, inputs, kernel, _] = <[i64; 4]>::try_from(shape.as_slice())
         .map_err(|_| Error::Shape(format!("`{}` is no convolution over pictures", node.path())))?;
     let [batch, _, height, width] = input.size4()?;
@@ -51,6 +67,20 @@ pub(super) fn conv(node: &Node, input: &Shadow, stride: i64) -> Result<Shadow> {
         Kind::BFloat16 => lanes > 8,
         _ => false,
     };
+    if uses_winograd(node) && float && stride == 1 && kernel == 3 && outputs % 8 == 0 && inputs % 8 == 0 {
+        let tiles = batch * ((height + 3) / 4) * ((width + 3) / 4);
+        if tiles >= 32 {
+            let source = (!input.is_channels_last()).then(|| input.like());
+            let _weights = (!weight_last).then(|| arena.bytes(outputs * inputs * 9 * arena.element()));
+            return Ok(winograd(
+                arena,
+                [inputs, outputs],
+                tiles,
+                || arena.tensor(&[batch, outputs, rows, columns]),
+                source,
+            ));
+        }
+    }
     let pad = |channels: i64| (channels + lanes - 1) / lanes * lanes;
     if blocks && channels_last {
         let _weights = arena.bytes(outputs * inputs * kernel * kernel * arena.element());

@@ -13,7 +13,7 @@ use crate::models::attention_processor::{
     set_fused_projections, set_use_memory_efficient_attention,
 };
 use crate::models::unets::UNet2DConditionModel;
-use crate::nn::{Module, Node};
+use crate::nn::{Module, Node, set_use_winograd};
 use tch::Kind;
 
 impl StableDiffusionPipeline {
@@ -100,6 +100,29 @@ impl StableDiffusionPipeline {
     /// [`Error::Unsupported`] for a UNet without modules.
     pub fn unfuse_qkv_projections(&self, unet: bool, vae: bool) -> Result<()> {
         self.set_fused_projections(unet, vae, false)
+    }
+
+    /// Computes the UNet's and the VAE's convolutions in float32 on the CPU with a quarter of the multiplications:
+    /// [`ModelMixin::enable_winograd`](crate::models::ModelMixin::enable_winograd).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a UNet without modules.
+    pub fn enable_winograd(&self) -> Result<()> {
+        self.set_winograd(true)
+    }
+
+    /// Computes convolutions as libtorch does again.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a UNet without modules.
+    pub fn disable_winograd(&self) -> Result<()> {
+        self.set_winograd(false)
+    }
+
+    fn set_winograd(&self, winograd: bool) -> Result<()> {
+        set_use_winograd(self.unet_tree("another way of convolution")?, winograd);
+        set_use_winograd(self.vae.node(), winograd);
+        Ok(())
     }
 
     fn set_fused_projections(&self, unet: bool, vae: bool, fused: bool) -> Result<()> {

@@ -7,11 +7,11 @@ use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{
     set_attention_backend, set_fused_projections, set_use_memory_efficient_attention,
 };
-use crate::nn::Module;
+use crate::nn::{Module, set_use_winograd};
 
 impl StableDiffusionPipeline {
-    /// Switches every technique off, offloading, casting, slicing, tiling, memory formats, fused projections and the
-    /// choice of an attention backend, and gives the models back as they were loaded: see [`restore_weights`]. The device
+    /// Switches every technique off, offloading, casting, slicing, tiling, memory formats, fused projections, another
+    /// way of convolution and the choice of an attention backend, and gives the models back as they were loaded: see [`restore_weights`]. The device
     /// and the dtype stay, and so do parts that were passed in.
     ///
     /// # Errors
@@ -29,6 +29,7 @@ impl StableDiffusionPipeline {
         for (name, node) in models {
             let Some(node) = node else { continue };
             set_fused_projections(node, false);
+            set_use_winograd(node, false);
             set_attention_backend(node, AttentionBackend::default());
             set_use_memory_efficient_attention(node, false);
             restore_weights(node).map_err(|error| error.within(name))?;

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 8] = ["context", "cuda", "generator", "jit", "memory", "stream", "switches", "tensor"];
+const SOURCES: [&str; 10] =
+    ["context", "cuda", "generator", "jit", "memory", "profile", "stream", "switches", "synchronization", "tensor"];
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");

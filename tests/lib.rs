@@ -16,3 +16,4 @@ mod stable_diffusion;
 mod streams;
 mod support;
 mod switches;
+mod synchronization;

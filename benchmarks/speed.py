@@ -57,7 +57,8 @@ class Process:
             env=environment,
             start_new_session=True,
         )
-        if not select.select([self.process.stdout], [], [], limit)[0]:
+        # Second by second: one in which everything was stopped counts once.
+        if not any(select.select([self.process.stdout], [], [], 1)[0] for _ in range(int(limit))):
             self.finish()
             raise Unprepared(f"not prepared within {limit:.0f} s")
         try:

@@ -182,8 +182,9 @@ def chart(results: dict, path: Path) -> None:
             axis.axvline(floor, color="#1971c2", linestyle="--", linewidth=1)
         axis.invert_yaxis()
         axis.set_xlim(0, 1.15 * max(row["range"][1] for row in rows))
-        axis.set_title(table["title"] + (", seconds; dashed: the floor of its first dtype" if floor else ", seconds"),
-                       fontsize=8)
+        axis.set_title(table["title"][0].upper() + table["title"][1:], fontsize=8, loc="left")
         axis.tick_params(axis="x", labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
+    note = "seconds, median and range; dashed: the floor of the products in the table's first dtype"
+    figure.supxlabel(note, fontsize=8)
     figure.savefig(path, dpi=130)

@@ -142,6 +142,6 @@ def tables(device: str, side: int, bfloat16: bool, unet: Path, vae: Path, tiny: 
         Table("vae", decode, "vae", vae, latent, 1, vae_cpu()),
     ]
     if not bfloat16:
-        title = "bfloat16 on a processor without instructions for it: the bundled model's UNet, batch 2, latents 32 x 32"
+        title = "bfloat16 without instructions for it: the bundled model's UNet, batch 2, latents 32 x 32"
         found.append(Table("bf16", title, "unet", tiny, 32, 2, tiny_cpu()))
     return found

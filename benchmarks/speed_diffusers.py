@@ -64,8 +64,6 @@ def prepare(model: str, folder: str, dtype: str, device: str, latent: int, batch
         elif mode == "tf32":
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
-        elif mode == "no_tf32":
-            torch.backends.cudnn.allow_tf32 = False
         elif not mode.startswith("compile-"):
             net.set_attention_backend(mode)
     generator = torch.Generator().manual_seed(0)

@@ -131,7 +131,6 @@ impl Subject<'_> {
                     MatmulPrecision::High.set()?;
                     Switch::CudnnAllowTf32.set(true)?;
                 }
-                "no_tf32" => Switch::CudnnAllowTf32.set(false)?,
                 "traced" | "frozen" | "optimized" => {}
                 backend => model.set_attention_backend(backend.parse()?),
             }

@@ -16,7 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -107,6 +109,38 @@ def output(process: Process, folder: str):
     return made
 
 
+class Pauses(threading.Thread):
+    """Notices when everything was stopped for a while, by a laptop's lid or a signal."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.count = 0
+        self.start()
+
+    def run(self) -> None:
+        last = time.monotonic()
+        while True:
+            time.sleep(0.1)
+            now = time.monotonic()
+            self.count += now - last > 3
+            last = now
+
+
+PAUSES = Pauses()
+
+
+def undisturbed(process: Process) -> dict:
+    """A run during which nothing was stopped."""
+    while True:
+        before = PAUSES.count
+        run = process.ask("run")
+        # The thread needs its turn to see what just ended.
+        time.sleep(0.2)
+        if PAUSES.count == before:
+            return run
+        say(f"{process.row.key}: everything was stopped meanwhile: once more")
+
+
 class Measurement:
     """A table on its way."""
 
@@ -128,19 +162,19 @@ class Measurement:
         say(f"{self.table.name}: {row.key} is prepared after {time.perf_counter() - start:.0f} s")
         return process
 
-    def run(self) -> tuple[list[dict], dict]:
-        """Batches of as many rows as fit; profiles before the references go."""
+    def run(self) -> Iterator[dict]:
+        """Batches of as many rows as fit; what is known after each of them."""
+        profiles = {process.row.side: process.ask("profile") for process in self.references}
         while True:
             batch = self.next_batch()
             self.measure([*self.references, *batch])
             for process in batch:
                 process.finish()
+            yield {"name": self.table.name, "title": self.table.title, "rows": self.rows(), "profiles": profiles}
             if not self.rest:
                 break
-        profiles = {process.row.side: process.ask("profile") for process in self.references}
         for process in self.references:
             process.finish()
-        return self.rows(), profiles
 
     def next_batch(self) -> list[Process]:
         batch = []
@@ -162,7 +196,7 @@ class Measurement:
                 # There and back again: no row is always behind the same other.
                 for process in processes if number % 2 == 0 else reversed(processes):
                     key = process.row.key
-                    run = process.ask("run")
+                    run = undisturbed(process)
                     self.entries[key]["rounds"][self.rounds] = run["seconds"]
                     self.entries[key]["peak_bytes"] = run["peak_bytes"]
                     self.entries[key]["prepared"] = process.prepared
@@ -236,13 +270,15 @@ def main() -> None:
     dtypes = {row.dtype for table in wanted for row in table.rows} - slow
     place = (MODELS if options.quick else HERE / "results") / name
     about = machine() | ({"gpu": speed_report.gpu()} if device != "cpu" else {})
-    rates, measured = speed_floor.rates(dtypes, device), []
-    for table in wanted:
-        rows, profiles = Measurement(table, options.rows, options).run()
+    rates, measured = speed_floor.rates(dtypes, device), {}
+    # The short ones first; what is known is written each time.
+    for table in reversed(wanted):
         work = speed_floor.work(table.model, table.folder, table.latent, table.batch)
-        measured.append({"name": table.name, "title": table.title, "work": work, "rows": rows, "profiles": profiles})
-        rates = speed_floor.faster(rates, speed_floor.rates(dtypes, device))
-        write({"machine": about, "side": options.side, "rates": rates, "tables": measured}, device, place)
+        for known in Measurement(table, options.rows, options).run():
+            measured[table.name] = known | {"work": work}
+            rates = speed_floor.faster(rates, speed_floor.rates(dtypes, device))
+            found = [measured[table.name] for table in wanted if table.name in measured]
+            write({"machine": about, "side": options.side, "rates": rates, "tables": found}, device, place)
     print(place.with_suffix(".md").read_text())
 
 

@@ -40,7 +40,7 @@ test: build fixtures
 	@rm -rf target/parity
 	OMP_WAIT_POLICY=passive cargo test --release
 	@scripts/run_examples.sh
-	$(PYTHON_ENV) -m pytest -q tests
+	OMP_WAIT_POLICY=passive $(PYTHON_ENV) -m pytest -q tests
 	@$(PYTHON_ENV) tests/parity_table.py
 
 parity: fixtures

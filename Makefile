@@ -2,7 +2,9 @@
 # make test        every test: Rust, parity against diffusers, Python
 # make parity      the table of differences to diffusers, from the last `make test`
 # make judge       how many of 200 prompts the bundled model draws right, here and in diffusers
-# make bench       time and memory side by side with diffusers
+# make bench       time and memory side by side with diffusers, then `make bench-speed`
+# make bench-speed   every way to speed up a step and a decode at Stable Diffusion 1.5's size, side by side with diffusers
+# make bench-gpu     the same on a GPU, in float16 as well
 # make bench-memory  peak memory and time of each technique that saves memory, side by side with diffusers
 # make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests there
 # make lint        formatting, clippy, rustdoc
@@ -12,7 +14,7 @@ SEED   ?= 7
 PYTHON_ENV := .venv/bin/python
 BINARY := target/release/tch-diffusers
 
-.PHONY: demo build test fixtures parity judge bench bench-memory gpu-bundle lint libtorch python clean
+.PHONY: demo build test fixtures parity judge bench bench-speed bench-gpu bench-memory gpu-bundle lint libtorch python clean
 
 demo: build
 	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
@@ -51,6 +53,17 @@ judge: build python
 bench: build python
 	cargo build --release --example bench_worker
 	$(PYTHON_ENV) benchmarks/bench.py
+	@$(MAKE) bench-speed
+
+bench-speed: build python
+	@scripts/setup.sh bench
+	cargo build --release --example bench_speed
+	$(PYTHON_ENV) benchmarks/speed.py
+
+bench-gpu: build python
+	@scripts/setup.sh bench
+	cargo build --release --example bench_speed
+	$(PYTHON_ENV) benchmarks/speed.py --device cuda
 
 bench-memory: build python
 	@scripts/setup.sh bench

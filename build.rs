@@ -3,8 +3,13 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
+<<<<<<< HEAD
 const SOURCES: [&str; 9] =
     ["context", "cuda", "generator", "jit", "memory", "stream", "switches", "tensor", "winograd"];
+=======
+const SOURCES: [&str; 10] =
+    ["context", "cuda", "generator", "jit", "memory", "profile", "stream", "switches", "synchronization", "tensor"];
+>>>>>>> bench
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");

@@ -16,4 +16,5 @@ mod stable_diffusion;
 mod streams;
 mod support;
 mod switches;
+mod synchronization;
 mod winograd;

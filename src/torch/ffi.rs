@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
+pub(super) mod profile;
 pub(super) mod stream;
 
 pub(super) use memory::{HostTracker, cuda_memory, is_pinned, reset_peak_cuda_memory};

@@ -1,5 +1,5 @@
 //! What tch lacks: random generators, memory formats, mapped files, streams and pinned memory, switches, TorchScript,
-//! fallible idioms, and facts about this libtorch.
+//! profiles, fallible idioms, and facts about this libtorch.
 
 mod attention;
 mod ext;
@@ -7,6 +7,7 @@ mod ffi;
 mod mapped_file;
 mod memory;
 mod memory_format;
+mod profile;
 mod random;
 mod stream;
 mod switches;
@@ -19,6 +20,7 @@ pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;
+pub use profile::{Operator, OperatorProfile, count_synchronizations, profile};
 pub use random::{Generator, randn_tensor};
 pub use stream::{Event, PAGE, PinnedMemory, Stream, copy_non_blocking, record_stream, trim_host_memory, whole_pages};
 pub use switches::{

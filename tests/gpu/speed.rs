@@ -2,10 +2,11 @@
 
 use crate::support::generated;
 use tch::{Device, Kind, Tensor};
+use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::unets::{TracedUNet, UNet, UNetInputs};
 use tch_diffusers::models::{To, Traceable, trace};
-use tch_diffusers::torch::{SDPBackend, Switch, attention_by};
-use tch_diffusers::{Generator, ModelMixin, TensorExt, UNet2DConditionModel};
+use tch_diffusers::torch::{SDPBackend, Switch, attention_by, count_synchronizations};
+use tch_diffusers::{Generator, ModelMixin, SchedulerKind, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
 
 fn unet() -> UNet2DConditionModel {
     let folder = generated("pipeline").join("_models/sd1");
@@ -56,4 +57,33 @@ fn gpu_tf32_changes_products_while_its_guard_lives() {
     assert!(product().max_abs_diff(&exact).unwrap() > 1e-3);
     drop(guard);
     assert_eq!(product().max_abs_diff(&exact).unwrap(), 0.0);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn gpu_waiting_for_the_device_is_counted() {
+    let ones = Tensor::ones([4], (Kind::Float, Device::Cuda(0)));
+    let (sum, none) = count_synchronizations(|| Ok(ones.f_sum(Kind::Float)?)).unwrap();
+    let (value, one) = count_synchronizations(|| Ok(sum.f_double_value(&[])?)).unwrap();
+    assert_eq!((none, value, one), (0, 4.0, 1));
+}
+
+/// The schedulers that draw noise while they step are left out: a generator of the CPU, diffusers' habit, sends it over.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn gpu_a_step_waits_for_nothing() {
+    let mut pipe = StableDiffusionPipeline::from_pretrained(generated("pipeline").join("_models/sd1")).load().unwrap();
+    pipe.progress_bar.disable = true;
+    pipe.to(Device::Cuda(0)).unwrap();
+    for kind in SchedulerKind::ALL.into_iter().filter(|kind| *kind != SchedulerKind::EulerAncestralDiscrete) {
+        pipe.scheduler = kind.from_config(pipe.scheduler.config()).unwrap();
+        let mut waits = |steps| {
+            let embeds = pipe.encode_prompt(&["a red circle"], 1, None).unwrap();
+            let negative = pipe.encode_prompt(&[""], 1, None).unwrap();
+            let call = pipe.call_embeds(embeds).negative_prompt_embeds(negative).num_inference_steps(steps);
+            count_synchronizations(|| call.seed(0).output_type(OutputType::Latent).run()).unwrap().1
+        };
+        waits(4);
+        assert_eq!(waits(9), waits(4), "{kind:?}");
+    }
 }

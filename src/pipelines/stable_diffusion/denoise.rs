@@ -66,12 +66,14 @@ impl Denoise<'_> {
         });
         let timestep_cond = timestep_cond.transpose()?;
         let timesteps = pipe.scheduler.timesteps().to_vec();
+        // One copy for all steps: a step that sends the device a number waits for it.
+        let times = Tensor::f_from_slice(&timesteps)?.f_to_kind(Kind::Float)?.f_to_device(latents.device())?;
         let bar = pipe.progress_bar.start((timesteps.len() / pipe.scheduler.order()) as u64, "denoising");
         for (step, &timestep) in timesteps.iter().enumerate() {
             let guides = pipe.guides(guidance_scale);
             let input = if guides { Tensor::f_cat(&[&latents, &latents], 0)? } else { latents.shallow_clone() };
             let input = pipe.scheduler.scale_model_input(&input, timestep)?;
-            let time = Tensor::f_from_slice(&[timestep])?.f_to_kind(Kind::Float)?.f_to_device(input.device())?;
+            let time = times.f_narrow(0, step as i64, 1)?;
             let mut inputs = UNetInputs::new(&input, &time, &prompt_embeds);
             inputs.timestep_cond = timestep_cond.as_ref();
             let mut noise_pred = pipe.unet.forward(&inputs).map_err(|error| error.within("unet"))?;

@@ -3,13 +3,19 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-<<<<<<< HEAD
-const SOURCES: [&str; 9] =
-    ["context", "cuda", "generator", "jit", "memory", "stream", "switches", "tensor", "winograd"];
-=======
-const SOURCES: [&str; 10] =
-    ["context", "cuda", "generator", "jit", "memory", "profile", "stream", "switches", "synchronization", "tensor"];
->>>>>>> bench
+const SOURCES: [&str; 11] = [
+    "context",
+    "cuda",
+    "generator",
+    "jit",
+    "memory",
+    "profile",
+    "stream",
+    "switches",
+    "synchronization",
+    "tensor",
+    "winograd",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed={SHIM}");

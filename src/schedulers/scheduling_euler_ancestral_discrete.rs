@@ -114,6 +114,7 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
             Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
         };
         let options = &self.options;
+        options.betas.check()?;
         let train = options.betas.num_train_timesteps;
         let spaced = options.timestep_spacing.timesteps(train, steps, options.steps_offset)?;
         let timesteps: Vec<f64> = spaced.into_iter().map(|t| f64::from(t as f32)).collect();
@@ -133,15 +134,17 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
         &self.run.timesteps
     }
 
+    fn sigmas(&self) -> &[f32] {
+        &self.run().sigmas
+    }
+
     fn init_noise_sigma(&self) -> f64 {
         self.run().init_noise_sigma(self.options.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        if self.run.timesteps.is_empty() {
-            return Err(not_set(Self::CLASS_NAME));
-        }
-        let deviation = self.run.deviations[self.cursor.locate(&self.run.timesteps, timestep)?];
+        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
+        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
         Ok(sample.f_div_scalar(f64::from(deviation))?)
     }
 

@@ -131,6 +131,7 @@ impl EulerDiscreteScheduler {
     /// The run that `timesteps` asks for.
     fn lay_out(&self, timesteps: Timesteps<'_>) -> Result<Run> {
         let options = &self.options;
+        options.betas.check()?;
         let training = training_sigmas(&self.alphas_cumprod)?;
         let log_sigmas = LogSigmas::Single(log_sigmas(&training));
         let mut run = match timesteps {
@@ -247,16 +248,18 @@ impl Scheduler for EulerDiscreteScheduler {
         &self.run.timesteps
     }
 
+    fn sigmas(&self) -> &[f32] {
+        if self.run.sigmas.is_empty() { &self.training.sigmas } else { &self.run.sigmas }
+    }
+
     fn init_noise_sigma(&self) -> f64 {
         let run = if self.run.sigmas.is_empty() { &self.training } else { &self.run };
         run.init_noise_sigma(self.options.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        if self.run.timesteps.is_empty() {
-            return Err(not_set(Self::CLASS_NAME));
-        }
-        let deviation = self.run.deviations[self.cursor.locate(&self.run.timesteps, timestep)?];
+        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
+        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
         Ok(sample.f_div_scalar(f64::from(deviation))?)
     }
 

@@ -79,4 +79,4 @@ class DPMSolverMultistepScheduler(SchedulerMixin):
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Goes from `timestep` to the next one; the stochastic algorithms draw noise by `generator`."""
-        return self._step(model_output, timestep, sample, return_dict, generator, variance_noise)
+        return self._step(model_output, self._or_last(timestep), sample, return_dict, generator, variance_noise)

@@ -41,6 +41,11 @@ class EulerAncestralDiscreteScheduler(SchedulerMixin):
 
     _timestep_dtype = torch.float32
 
+    @property
+    def init_noise_sigma(self) -> torch.Tensor:
+        """What pure noise of variance 1 is multiplied by to start a run."""
+        return torch.tensor(self._core.init_noise_sigma)
+
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Lays out the timesteps of a run, and starts it anew."""
         self._lay_out(device, steps=num_inference_steps)

@@ -48,6 +48,11 @@ class EulerDiscreteScheduler(SchedulerMixin):
 
     _timestep_dtype = torch.float32
 
+    @property
+    def init_noise_sigma(self) -> torch.Tensor:
+        """What pure noise of variance 1 is multiplied by to start a run."""
+        return torch.tensor(self._core.init_noise_sigma)
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,

@@ -71,4 +71,4 @@ class UniPCMultistepScheduler(SchedulerMixin):
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Corrects the last step, and goes from `timestep` to the next one."""
-        return self._step(model_output, timestep, sample, return_dict)
+        return self._step(model_output, self._or_last(timestep), sample, return_dict)

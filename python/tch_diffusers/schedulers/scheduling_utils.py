@@ -63,7 +63,10 @@ class SchedulerMixin(ConfigMixin):
 
     def _build(self, config: dict[str, Any]) -> None:
         self._core = _tch_diffusers.Scheduler.build(self._class(), to_json(config))
-        self.register_to_config(**from_json(self._core.config()))
+        options = from_json(self._core.config())
+        if not options.get("_use_default_values"):
+            options.pop("_use_default_values", None)
+        self.register_to_config(**options)
         self.num_inference_steps: int | None = None
         train = int(self.config.num_train_timesteps)
         self.timesteps = torch.arange(train - 1, -1, -1).to(self._timestep_dtype)
@@ -123,7 +126,7 @@ class SchedulerMixin(ConfigMixin):
         return list(_CLASSES)
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> float | torch.Tensor:
         """What pure noise of variance 1 is multiplied by to start a run."""
         return self._core.init_noise_sigma
 
@@ -146,10 +149,12 @@ class SchedulerMixin(ConfigMixin):
         return torch.tensor(sigmas)
 
     def _lay_out(self, device: torch.device | str | None, **run: Any) -> None:
-        self._core.set_timesteps(**{key: value for key, value in run.items() if value is not None})
+        given = {key: value for key, value in run.items() if value is not None}
+        custom = {key: _numbers(given[key]) for key in ("timesteps", "sigmas") if key in given}
+        self._core.set_timesteps(**{**given, **custom})
         steps = self._core.timesteps
         self.timesteps = torch.tensor(steps, dtype=torch.float64).to(self._timestep_dtype).to(device or "cpu")
-        self.num_inference_steps = run.get("steps") or len(steps)
+        self.num_inference_steps = given.get("steps") or len(steps)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Starts the run at its `begin_index`-th timestep."""
@@ -191,6 +196,10 @@ class SchedulerMixin(ConfigMixin):
         prev_sample, pred_original_sample = self._core.step(model_output, float(timestep), sample, told)
         output = SchedulerOutput(prev_sample, pred_original_sample)
         return output if return_dict else output.to_tuple()
+
+    def _or_last(self, timestep: Timestep) -> Timestep:
+        """`timestep`, or the run's last one if it is none of the run's, as these schedulers have it in diffusers."""
+        return timestep if float(timestep) in self._core.timesteps else self.timesteps[-1]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

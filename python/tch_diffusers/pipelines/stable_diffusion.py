@@ -547,4 +547,8 @@ def _up_to_date(scheduler: Any) -> Any:
     if not updates:
         return scheduler
     logger.warning("the scheduler's configuration is outdated; %s was set", updates)
-    return type(scheduler).from_config(config, **updates)
+    if isinstance(scheduler, SchedulerMixin):
+        scheduler.reconfigure(**updates)
+    else:
+        scheduler._internal_dict = type(config)({**config, **updates})
+    return scheduler

@@ -71,6 +71,11 @@ class SchedulerMixin(ConfigMixin):
         train = int(self.config.num_train_timesteps)
         self.timesteps = torch.arange(train - 1, -1, -1).to(self._timestep_dtype)
 
+    def reconfigure(self, **options: Any) -> None:
+        """Changes options of this very scheduler, which starts anew."""
+        config = {key: value for key, value in self.config.items() if key != "_use_default_values"}
+        self._build({**config, **options})
+
     @classmethod
     def _class(cls) -> str:
         """The name of the class that the scheduler is, or is derived from."""

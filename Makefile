@@ -1,5 +1,7 @@
 # make demo        draws a picture with the bundled model
 # make test        every test: Rust, parity against diffusers, Python
+# make wheel       the Python package, a wheel in target/wheels
+# make upstream CHECKOUT=PATH  diffusers' own scheduler tests, of a checkout of diffusers, on the Python package's classes
 # make parity      the table of differences to diffusers, from the last `make test`
 # make judge       how many of 200 prompts the bundled model draws right, here and in diffusers
 # make bench       time and memory side by side with diffusers
@@ -12,7 +14,7 @@ SEED   ?= 7
 PYTHON_ENV := .venv/bin/python
 BINARY := target/release/tch-diffusers
 
-.PHONY: demo build test fixtures parity judge bench bench-memory gpu-bundle lint libtorch python clean
+.PHONY: demo build wheel install-wheel upstream test fixtures parity judge bench bench-memory gpu-bundle lint libtorch python clean
 
 demo: build
 	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
@@ -30,15 +32,27 @@ libtorch:
 python: libtorch
 	@scripts/setup.sh test
 
+wheel: python
+	@scripts/setup.sh wheel
+	@rm -f target/wheels/*.whl
+	.venv/bin/maturin build --release --manifest-path python/Cargo.toml --out target/wheels
+
+install-wheel: wheel
+	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/wheels/*.whl
+
+upstream: install-wheel
+	$(PYTHON_ENV) python/tests/upstream/run.py $(CHECKOUT)
+
 fixtures: python
 	@$(PYTHON_ENV) tests/fixtures/make.py
 
 # The tests run side by side: threads that wait in a loop would slow each other down.
-test: build fixtures
+test: build fixtures install-wheel
 	@rm -rf target/parity
 	OMP_WAIT_POLICY=passive cargo test --release
 	@scripts/run_examples.sh
 	$(PYTHON_ENV) -m pytest -q tests
+	OMP_WAIT_POLICY=passive $(PYTHON_ENV) -m pytest -c python/pyproject.toml python/tests --pyargs tch_diffusers
 	@$(PYTHON_ENV) tests/parity_table.py
 
 parity: fixtures
@@ -63,6 +77,7 @@ gpu-bundle: build fixtures
 lint: libtorch
 	cargo fmt --all --check
 	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --package tch-diffusers-python -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 
 clean:

@@ -29,6 +29,9 @@ class FrozenDict(OrderedDict):
         self.__dict__.update(self)
         self.__dict__["_frozen"] = True
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the configuration has no `{name}`")
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be changed: copy it with dict(...)")
 

@@ -123,7 +123,6 @@ impl PNDMScheduler {
     }
 
     /// The last predictions of the noise, newest last.
-    #[must_use]
     pub fn ets(&self) -> &[Tensor] {
         &self.run.ets
     }

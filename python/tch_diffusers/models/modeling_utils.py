@@ -76,7 +76,7 @@ class Module(torch.nn.Module):
         return len(self._node.children())
 
     def __iter__(self) -> Iterator[Module]:
-        return (child for _, child in self.named_children())
+        return (self[name] for name, _ in self._node.children())
 
     def __bool__(self) -> bool:
         return True
@@ -176,9 +176,7 @@ class Module(torch.nn.Module):
         device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"weights are cast to floating-point dtypes, not to {dtype}")
-        device = str(device) if device is not None else None
-        dtype = str(dtype) if dtype is not None else None
-        self._node.to(device, dtype, str(memory_format) if memory_format is not None else None)
+        self._node.to(*(str(one) if one is not None else None for one in (device, dtype, memory_format)))
         return self
 
     def cuda(self, device: Any = None) -> Any:

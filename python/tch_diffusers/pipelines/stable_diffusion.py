@@ -128,7 +128,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
     @property
     def vae_scale_factor(self) -> int:
         """Pixels of the picture to one of the latents, each way."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def image_processor(self) -> VaeImageProcessor:
@@ -331,7 +331,8 @@ class StableDiffusionPipeline(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch_size}: give one, or one per image")
         latents = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device)
-        return latents * self.scheduler.init_noise_sigma
+        scaled: torch.Tensor = latents * self.scheduler.init_noise_sigma
+        return scaled
 
     @torch.no_grad()
     def __call__(
@@ -421,7 +422,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
                         noise_pred = rescale_noise_cfg(noise_pred, noise_pred_text, self._guidance_rescale)
                 latents = _first(self.scheduler.step(noise_pred, t, latents, **extra))
                 if callback_on_step_end is not None:
-                    tensors = {
+                    tensors: dict[str, Any] = {
                         "latents": latents,
                         "prompt_embeds": prompt_embeds,
                         "negative_prompt_embeds": negative_prompt_embeds,

@@ -60,7 +60,7 @@ class DDIMScheduler(SchedulerMixin):
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Goes from `timestep` to the next one; `eta` of 0 is deterministic, 1 is DDPM."""
-        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+        options: dict[str, Any] = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
         return self._step(model_output, timestep, sample, return_dict, generator, variance_noise, **options)
 
     @property

@@ -80,7 +80,7 @@ class EulerDiscreteScheduler(SchedulerMixin):
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Goes from `timestep` to the next one, with `s_churn` of fresh noise stirred in."""
         _refuse_numbers_of_steps(timestep)
-        churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        churn: dict[str, Any] = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         return self._step(model_output, timestep, sample, return_dict, generator, **churn)
 
 

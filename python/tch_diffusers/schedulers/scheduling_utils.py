@@ -154,8 +154,8 @@ class SchedulerMixin(ConfigMixin):
         return torch.tensor(sigmas)
 
     def _lay_out(self, device: torch.device | str | None, **run: Any) -> None:
-        given = {key: value for key, value in run.items() if value is not None}
-        custom = {key: _numbers(given[key]) for key in ("timesteps", "sigmas") if key in given}
+        given: dict[str, Any] = {key: value for key, value in run.items() if value is not None}
+        custom: dict[str, Any] = {key: _numbers(given[key]) for key in ("timesteps", "sigmas") if key in given}
         self._core.set_timesteps(**{**given, **custom})
         steps = self._core.timesteps
         self.timesteps = torch.tensor(steps, dtype=torch.float64).to(self._timestep_dtype).to(device or "cpu")

@@ -51,7 +51,7 @@ test: build fixtures install-wheel
 	@rm -rf target/parity
 	OMP_WAIT_POLICY=passive cargo test --release
 	@scripts/run_examples.sh
-	$(PYTHON_ENV) -m pytest -q tests
+	OMP_WAIT_POLICY=passive $(PYTHON_ENV) -m pytest -q tests
 	OMP_WAIT_POLICY=passive $(PYTHON_ENV) -m pytest -c python/pyproject.toml python/tests --pyargs tch_diffusers
 	@$(PYTHON_ENV) tests/parity_table.py
 

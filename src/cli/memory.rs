@@ -17,9 +17,10 @@ pub(crate) struct Memory {
     /// Decodes pictures one at a time; the same pictures, but for rounding
     #[arg(long)]
     vae_slicing: bool,
-    /// Decodes large pictures in overlapping tiles; the pictures differ a little
-    #[arg(long)]
-    vae_tiling: bool,
+    /// Decodes large pictures in overlapping tiles; the pictures differ a little. 0 is the model's own side of a tile
+    #[arg(long, value_name = "PIXELS", num_args = 0..=1, default_missing_value = "0",
+        value_parser = clap::value_parser!(i64).range(0..))]
+    vae_tiling: Option<i64>,
     /// Stores the UNet's weights in 8 bits, float8_e4m3fn or float8_e5m2; the pictures differ
     #[arg(long, value_name = "DTYPE", value_parser = storage_dtype)]
     layerwise_casting: Option<String>,
@@ -48,7 +49,7 @@ impl Memory {
         Self {
             attention_slicing: self.attention_slicing.clone().or(base.attention_slicing),
             vae_slicing: self.vae_slicing || base.vae_slicing,
-            vae_tiling: self.vae_tiling || base.vae_tiling,
+            vae_tiling: self.vae_tiling.or(base.vae_tiling),
             layerwise_casting: self.layerwise_casting.clone().or(base.layerwise_casting),
             channels_last: self.channels_last || base.channels_last,
         }
@@ -67,8 +68,16 @@ impl Memory {
         if self.vae_slicing {
             pipe.enable_vae_slicing();
         }
-        if self.vae_tiling {
+        if let Some(side) = self.vae_tiling {
             pipe.enable_vae_tiling();
+            if side > 0 {
+                let scale = pipe.vae.tile_sample_min_size / pipe.vae.tile_latent_min_size;
+                if side < 4 * scale || side % scale != 0 {
+                    let wanted = format!("a tile's side is a multiple of {scale}, at least {}", 4 * scale);
+                    return Err(Error::Argument(format!("--vae-tiling {side}: {wanted}")));
+                }
+                (pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size) = (side, side / scale);
+            }
         }
         if self.channels_last {
             pipe.unet.move_to(To::MemoryFormat(MemoryFormat::ChannelsLast))?;

@@ -6,6 +6,7 @@
 # make judge       how many of 200 prompts the bundled model draws right, here and in diffusers
 # make bench       time and memory side by side with diffusers
 # make bench-memory  peak memory and time of each technique that saves memory, side by side with diffusers
+# make bench-python  the Python package side by side with diffusers
 # make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests there
 # make lint        formatting, clippy, rustdoc
 
@@ -14,7 +15,7 @@ SEED   ?= 7
 PYTHON_ENV := .venv/bin/python
 BINARY := target/release/tch-diffusers
 
-.PHONY: demo build wheel install-wheel upstream test fixtures parity judge bench bench-memory gpu-bundle lint libtorch python clean
+.PHONY: demo build wheel install-wheel upstream test fixtures parity judge bench bench-memory bench-python gpu-bundle lint libtorch python clean
 
 demo: build
 	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
@@ -70,6 +71,9 @@ bench-memory: build python
 	@scripts/setup.sh bench
 	cargo build --release --example bench_memory
 	$(PYTHON_ENV) benchmarks/memory.py
+
+bench-python: install-wheel
+	$(PYTHON_ENV) benchmarks/python_package.py
 
 gpu-bundle: build fixtures
 	@scripts/gpu_bundle.sh

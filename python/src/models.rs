@@ -17,24 +17,29 @@ use tch_diffusers::nn::{self, RandomWeights, Weights};
 use tch_diffusers::{Error, Result};
 
 /// A model that runs one forward at a time: hooks move and cast its weights.
-struct Turns<M>(Mutex<M>);
+///
+/// Whoever waits for the model has let go of the interpreter's lock, so that other threads go on.
+struct Turns<M> {
+    model: Mutex<M>,
+    node: nn::Node,
+}
 
-impl<M: ModelMixin> Turns<M> {
+impl<M: ModelMixin + Send> Turns<M> {
     fn new(model: M) -> Self {
-        Self(Mutex::new(model))
+        Self { node: model.node().clone(), model: Mutex::new(model) }
     }
 
     fn lock(&self) -> MutexGuard<'_, M> {
         // A model whose forward panicked is whole: forwards change no field of it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn node(&self) -> Node {
-        Node(self.lock().node().clone())
+        Node(self.node.clone())
     }
 
-    fn config(&self) -> PyResult<String> {
-        to_json(self.lock().config())
+    fn config(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| to_json(self.lock().config()))
     }
 
     fn save(&self, folder: PathBuf) -> Result<()> {
@@ -85,7 +90,7 @@ impl Weights for StateDict {
 }
 
 /// A model of a configuration: with the weights of a state dict, or with random ones from a seed.
-fn build<M: ModelMixin>(
+fn build<M: ModelMixin + Send>(
     config_json: &str,
     state_dict: Option<Vec<(String, PyTensor)>>,
     seed: u64,
@@ -124,8 +129,8 @@ macro_rules! model_class {
             }
 
             /// The configuration, as JSON.
-            fn config(&self) -> PyResult<String> {
-                self.0.config()
+            fn config(&self, py: Python<'_>) -> PyResult<String> {
+                self.0.config(py)
             }
 
             /// The top of the tree of modules.
@@ -218,38 +223,47 @@ model_class!(
 
         /// Whether the items of a batch go one at a time.
         #[getter]
-        fn use_slicing(&self) -> bool {
-            self.0.lock().use_slicing()
+        fn use_slicing(&self, py: Python<'_>) -> bool {
+            py.detach(|| self.0.lock().use_slicing())
         }
 
         /// Has the items of a batch go one at a time, or all at once.
-        fn set_slicing(&self, on: bool) {
-            let mut vae = self.0.lock();
-            if on { vae.enable_slicing() } else { vae.disable_slicing() }
+        fn set_slicing(&self, py: Python<'_>, on: bool) {
+            py.detach(|| {
+                let mut vae = self.0.lock();
+                if on { vae.enable_slicing() } else { vae.disable_slicing() }
+            });
         }
 
         /// Whether large pictures go in tiles.
         #[getter]
-        fn use_tiling(&self) -> bool {
-            self.0.lock().use_tiling()
+        fn use_tiling(&self, py: Python<'_>) -> bool {
+            py.detach(|| self.0.lock().use_tiling())
         }
 
         /// Has large pictures go in tiles, or whole.
-        fn set_tiling(&self, on: bool) {
-            let mut vae = self.0.lock();
-            if on { vae.enable_tiling() } else { vae.disable_tiling() }
+        fn set_tiling(&self, py: Python<'_>, on: bool) {
+            py.detach(|| {
+                let mut vae = self.0.lock();
+                if on { vae.enable_tiling() } else { vae.disable_tiling() }
+            });
         }
 
         /// Side of a tile of a picture, side of a tile of latents, and the part that a tile shares with the next.
-        fn tiles(&self) -> (i64, i64, f64) {
-            let vae = self.0.lock();
-            (vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor)
+        fn tiles(&self, py: Python<'_>) -> (i64, i64, f64) {
+            py.detach(|| {
+                let vae = self.0.lock();
+                (vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor)
+            })
         }
 
         /// Sets what [`AutoencoderKL::tiles`] says.
-        fn set_tiles(&self, sample: i64, latent: i64, overlap: f64) {
-            let mut vae = self.0.lock();
-            (vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor) = (sample, latent, overlap);
+        fn set_tiles(&self, py: Python<'_>, sample: i64, latent: i64, overlap: f64) {
+            py.detach(|| {
+                let mut vae = self.0.lock();
+                (vae.tile_sample_min_size, vae.tile_latent_min_size) = (sample, latent);
+                vae.tile_overlap_factor = overlap;
+            });
         }
     }
 );

@@ -116,6 +116,16 @@ def test_modules_are_reached_as_attributes(unet):
         unet.conv_middle
 
 
+def test_weights_are_replaced_and_modules_are_not(unet):
+    bias = torch.nn.Parameter(torch.ones_like(unet.conv_out.bias))
+    unet.conv_out.bias = bias
+    assert unet.state_dict()["conv_out.bias"].data_ptr() == bias.data_ptr()
+    with pytest.raises(ValueError, match="`bias` should be"):
+        unet.conv_out.bias = torch.ones(1)
+    with pytest.raises(NotImplementedError, match="`conv_out` is a part of a model in Rust"):
+        unet.conv_out = torch.nn.Identity()
+
+
 def test_state_dicts_are_copied_or_shared(unet):
     state = {key: torch.ones_like(weight) for key, weight in unet.state_dict().items()}
     unet.load_state_dict(state)

@@ -53,6 +53,20 @@ class Module(torch.nn.Module):
                 return child
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        node = self.__dict__.get("_node")
+        if node is not None and isinstance(value, torch.Tensor):
+            weights = dict(node.own_params())
+            if name in weights:
+                if weights[name].shape != value.shape:
+                    found, expected = list(value.shape), list(weights[name].shape)
+                    raise ValueError(f"`{name}` should be {expected} and is {found}")
+                self._assign({name: value.detach()})
+                return
+        if node is not None and node.get(name) is not None:
+            raise NotImplementedError(f"`{name}` is a part of a model in Rust, which cannot be replaced; its weights can")
+        super().__setattr__(name, value)
+
     def _child(self, name: str) -> Module | None:
         views: dict[str, Module] = self.__dict__["_views"]
         if name not in views:

@@ -91,7 +91,7 @@ def bundled_model() -> Path:
     >>> bundled_model().name
     'shapes'
     """
-    return Path(_tch_diffusers.bundled_model())
+    return _tch_diffusers.bundled_model()
 
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "proxies")

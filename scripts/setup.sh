@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Checks what the build needs and fills .venv: `setup.sh libtorch` for the library alone, `setup.sh test` for diffusers
-# as well, `setup.sh bench` for the benchmarks' charts. Run again, it does nothing.
+# as well, `setup.sh bench` for the benchmarks' charts, `setup.sh wheel` for what builds and checks the Python package. Run
+# again, it does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-what=${1:?usage: setup.sh libtorch|test|bench}
+what=${1:?usage: setup.sh libtorch|test|bench|wheel}
 python=${PYTHON:-python3}
 
 missing() {

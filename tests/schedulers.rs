@@ -133,6 +133,11 @@ fn a_step_before_set_timesteps_is_refused() {
     for kind in SchedulerKind::ALL {
         let mut scheduler = kind.from_config(&ConfigMap::new()).unwrap();
         assert!(scheduler.timesteps().is_empty());
+        if matches!(kind, SchedulerKind::EulerDiscrete | SchedulerKind::EulerAncestralDiscrete) {
+            // These walk the training's timesteps then.
+            assert!(scheduler.step(&zeros(), 1.0, &zeros(), StepOptions::default()).is_ok());
+            continue;
+        }
         let error = scheduler.step(&zeros(), 1.0, &zeros(), StepOptions::default()).unwrap_err();
         assert!(matches!(error, Error::Argument(_)), "{kind}: {error:?}");
         assert!(error.to_string().contains("run `set_timesteps` first"), "{kind}: {error}");

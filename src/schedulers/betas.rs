@@ -4,6 +4,7 @@
 //! alpha_t = 1 - beta_t, and alpha_bar_t, here `alphas_cumprod`, is their product (DDPM, arXiv:2006.11239).
 
 use super::arrays;
+use crate::configuration_utils::{ConfigMap, from_map};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -50,17 +51,25 @@ impl BetaConfig {
         if !(1..=1_000_000).contains(&self.num_train_timesteps) {
             return Err(Error::Config(format!("`num_train_timesteps` is {}, not 1 or more", self.num_train_timesteps)));
         }
-        let betas = self.betas()?;
-        // Differs from diffusers: it fails later, in a step, or walks timesteps that the model was not trained with.
-        if betas.size1()? != self.num_train_timesteps {
-            return Err(Error::Config(format!(
+        host(&self.rescaled(rescale_zero_snr)?.f_rsub_scalar(1.0)?.f_cumprod(0, None)?)
+    }
+
+    /// Holds the number of trained betas to that of the training's timesteps, before a run is laid out.
+    // Differs from diffusers: it fails later, in a step, or walks timesteps that the model was not trained with.
+    pub(super) fn check(&self) -> Result<()> {
+        match &self.trained_betas {
+            Some(trained) if trained.len() as i64 != self.num_train_timesteps => Err(Error::Config(format!(
                 "`trained_betas` has {} values for {} training timesteps",
-                betas.size1()?,
+                trained.len(),
                 self.num_train_timesteps
-            )));
+            ))),
+            _ => Ok(()),
         }
-        let betas = if rescale_zero_snr { rescale_zero_terminal_snr(&betas)? } else { betas };
-        host(&betas.f_rsub_scalar(1.0)?.f_cumprod(0, None)?)
+    }
+
+    fn rescaled(&self, rescale_zero_snr: bool) -> Result<Tensor> {
+        let betas = self.betas()?;
+        if rescale_zero_snr { rescale_zero_terminal_snr(&betas) } else { Ok(betas) }
     }
 
     fn betas(&self) -> Result<Tensor> {
@@ -128,6 +137,40 @@ fn host(values: &Tensor) -> Result<Vec<f32>> {
     crate::torch::TensorExt::to_vec(values)
 }
 
+/// The part of a configuration that the noise schedule follows from.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Schedule {
+    #[serde(flatten)]
+    betas: BetaConfig,
+    rescale_betas_zero_snr: bool,
+}
+
+fn schedule(config: &ConfigMap) -> Result<Schedule> {
+    let mut set = config.clone();
+    set.retain(|_, value| !value.is_null());
+    from_map(&set)
+}
+
+/// The betas of a scheduler's configuration, one for each timestep of the training: diffusers' attribute `betas`.
+///
+/// # Errors
+/// [`Error::Config`], naming the option that does not fit.
+pub fn training_betas(config: &ConfigMap) -> Result<Vec<f32>> {
+    let schedule = schedule(config)?;
+    host(&schedule.betas.rescaled(schedule.rescale_betas_zero_snr)?)
+}
+
+/// The share of signal at each timestep of the training, of a scheduler's configuration: diffusers' attribute
+/// `alphas_cumprod`.
+///
+/// # Errors
+/// As [`training_betas`].
+pub fn training_alphas_cumprod(config: &ConfigMap) -> Result<Vec<f32>> {
+    let schedule = schedule(config)?;
+    schedule.betas.alphas_cumprod(schedule.rescale_betas_zero_snr)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +187,7 @@ mod tests {
     #[test]
     fn trained_betas_of_the_wrong_number_are_refused() {
         let config = BetaConfig { trained_betas: Some(vec![0.1; 3]), ..Default::default() };
-        let error = config.alphas_cumprod(false).unwrap_err().to_string();
+        let error = config.check().unwrap_err().to_string();
         assert_eq!(error, "`trained_betas` has 3 values for 1000 training timesteps");
     }
 }

@@ -17,7 +17,7 @@ mod sigmas;
 mod spacing;
 mod step_math;
 
-pub use betas::BetaSchedule;
+pub use betas::{BetaSchedule, training_alphas_cumprod, training_betas};
 pub use registry::{SchedulerKind, scheduler_from_config, scheduler_from_pretrained};
 pub use scheduling_ddim::DDIMScheduler;
 pub use scheduling_dpmsolver_multistep::DPMSolverMultistepScheduler;

@@ -170,6 +170,7 @@ impl Scheduler for DDIMScheduler {
             Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
             Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
         };
+        self.options.betas.check()?;
         let train = self.options.betas.num_train_timesteps;
         if steps as i64 > train {
             return Err(Error::Argument(format!(

@@ -105,6 +105,7 @@ impl DPMSolverMultistepScheduler {
     /// Timesteps, and their noise levels without the final one.
     fn lay_out(&self, timesteps: Timesteps<'_>) -> Result<(Vec<f64>, Vec<f64>)> {
         let options = &self.options;
+        options.betas.check()?;
         let training = training_sigmas(&self.alphas_cumprod)?;
         let spaced = self.custom_or_spaced(timesteps)?;
         let steps = if let Timesteps::Steps(steps) = timesteps { steps } else { spaced.len() };
@@ -238,6 +239,10 @@ impl Scheduler for DPMSolverMultistepScheduler {
 
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn sigmas(&self) -> &[f32] {
+        &self.sigmas
     }
 
     fn init_noise_sigma(&self) -> f64 {

@@ -5,7 +5,7 @@
 
 use super::arrays::{interp, sqrt};
 use super::betas::{BetaConfig, keep_last_sigma_finite, training_sigmas};
-use super::cursor::{Cursor, not_set, takes_no_custom};
+use super::cursor::{Cursor, takes_no_custom};
 use super::scheduling_euler_discrete::{Run, pred_original_sample};
 use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
 use super::settings::settle;
@@ -114,6 +114,7 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
             Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
         };
         let options = &self.options;
+        options.betas.check()?;
         let train = options.betas.num_train_timesteps;
         let spaced = options.timestep_spacing.timesteps(train, steps, options.steps_offset)?;
         let timesteps: Vec<f64> = spaced.into_iter().map(|t| f64::from(t as f32)).collect();
@@ -133,15 +134,17 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
         &self.run.timesteps
     }
 
+    fn sigmas(&self) -> &[f32] {
+        &self.run().sigmas
+    }
+
     fn init_noise_sigma(&self) -> f64 {
         self.run().init_noise_sigma(self.options.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        if self.run.timesteps.is_empty() {
-            return Err(not_set(Self::CLASS_NAME));
-        }
-        let deviation = self.run.deviations[self.cursor.locate(&self.run.timesteps, timestep)?];
+        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
+        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
         Ok(sample.f_div_scalar(f64::from(deviation))?)
     }
 
@@ -152,14 +155,14 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
         sample: &Tensor,
         options: StepOptions<'_>,
     ) -> Result<SchedulerOutput> {
-        if self.run.timesteps.is_empty() {
-            return Err(not_set(Self::CLASS_NAME));
-        }
-        let index = self.cursor.locate(&self.run.timesteps, timestep)?;
+        // Without a run, a step walks the training's timesteps, as in diffusers.
+        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
+        let index = self.cursor.locate(&run.timesteps, timestep)?;
         let kind = model_output.f_kind()?;
         let sample = sample.f_to_kind(Kind::Float)?;
-        let (sigma, deviation) = (self.run.sigmas[index], self.run.deviations[index]);
-        let Split { sigma_down, sigma_up } = self.splits[index];
+        let (sigma, deviation) = (run.sigmas[index], run.deviations[index]);
+        let split = self.splits.get(index).copied();
+        let Split { sigma_down, sigma_up } = split.map_or_else(|| Split::new(sigma, run.sigmas[index + 1]), Ok)?;
         let x0 = pred_original_sample(self.options.prediction_type, model_output, &sample, (sigma, deviation), sigma)?;
         let mut derivative = difference_quotient(&sample, &x0, sigma)?;
         let dt = sigma_down - sigma;

@@ -6,7 +6,7 @@ mod options;
 
 use super::arrays::{interp, sqrt, through_libtorch};
 use super::betas::{keep_last_sigma_finite, log_sigmas, training_sigmas};
-use super::cursor::{Cursor, not_set};
+use super::cursor::Cursor;
 use super::scheduling_ddim::alphas_at;
 use super::scheduling_utils::{
     Churn, PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps,
@@ -52,6 +52,14 @@ impl Run {
     pub(super) fn training(training_sigmas: &[f32]) -> Result<Self> {
         let timesteps = (0..training_sigmas.len()).rev().map(|t| t as f64).collect();
         Self::new(timesteps, training_sigmas.iter().rev().copied().chain([0.0]).collect())
+    }
+
+    /// sigma_hat, the level after fresh noise was stirred in.
+    fn churned(&self, sigma: f32, churn: Churn) -> (f64, f32) {
+        let within = churn.s_tmin as f32 <= sigma && sigma <= churn.s_tmax as f32;
+        let steps = (self.sigmas.len() - 1) as f64;
+        let gamma = if within { (churn.s_churn / steps).min(2f64.powf(0.5) - 1.0) } else { 0.0 };
+        (gamma, sigma * (gamma + 1.0) as f32)
     }
 
     pub(super) fn init_noise_sigma(&self, spacing: TimestepSpacing) -> f64 {
@@ -131,6 +139,7 @@ impl EulerDiscreteScheduler {
     /// The run that `timesteps` asks for.
     fn lay_out(&self, timesteps: Timesteps<'_>) -> Result<Run> {
         let options = &self.options;
+        options.betas.check()?;
         let training = training_sigmas(&self.alphas_cumprod)?;
         let log_sigmas = LogSigmas::Single(log_sigmas(&training));
         let mut run = match timesteps {
@@ -206,14 +215,6 @@ impl EulerDiscreteScheduler {
         };
         Run::new(timesteps, sigmas.into_iter().map(|sigma| sigma as f32).chain([final_sigma]).collect())
     }
-
-    /// sigma_hat, the level after fresh noise was stirred in.
-    fn churned(&self, sigma: f32, churn: Churn) -> (f64, f32) {
-        let within = churn.s_tmin as f32 <= sigma && sigma <= churn.s_tmax as f32;
-        let steps = (self.run.sigmas.len() - 1) as f64;
-        let gamma = if within { (churn.s_churn / steps).min(2f64.powf(0.5) - 1.0) } else { 0.0 };
-        (gamma, sigma * (gamma + 1.0) as f32)
-    }
 }
 
 /// Noise levels that are evenly spaced in the logarithm from the highest to the lowest training timestep's.
@@ -247,16 +248,18 @@ impl Scheduler for EulerDiscreteScheduler {
         &self.run.timesteps
     }
 
+    fn sigmas(&self) -> &[f32] {
+        if self.run.sigmas.is_empty() { &self.training.sigmas } else { &self.run.sigmas }
+    }
+
     fn init_noise_sigma(&self) -> f64 {
         let run = if self.run.sigmas.is_empty() { &self.training } else { &self.run };
         run.init_noise_sigma(self.options.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        if self.run.timesteps.is_empty() {
-            return Err(not_set(Self::CLASS_NAME));
-        }
-        let deviation = self.run.deviations[self.cursor.locate(&self.run.timesteps, timestep)?];
+        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
+        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
         Ok(sample.f_div_scalar(f64::from(deviation))?)
     }
 
@@ -267,14 +270,13 @@ impl Scheduler for EulerDiscreteScheduler {
         sample: &Tensor,
         options: StepOptions<'_>,
     ) -> Result<SchedulerOutput> {
-        if self.run.timesteps.is_empty() {
-            return Err(not_set(Self::CLASS_NAME));
-        }
-        let index = self.cursor.locate(&self.run.timesteps, timestep)?;
+        // Without a run, a step walks the training's timesteps, as in diffusers.
+        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
+        let index = self.cursor.locate(&run.timesteps, timestep)?;
         let kind = model_output.f_kind()?;
         let mut sample = sample.f_to_kind(Kind::Float)?;
-        let sigma = self.run.sigmas[index];
-        let (gamma, sigma_hat) = self.churned(sigma, options.churn);
+        let sigma = run.sigmas[index];
+        let (gamma, sigma_hat) = run.churned(sigma, options.churn);
         if gamma > 0.0 {
             let noise = randn_tensor(&model_output.size(), options.generators, kind, model_output.device())?;
             let epsilon = noise.f_mul_scalar(options.churn.s_noise)?;
@@ -285,11 +287,11 @@ impl Scheduler for EulerDiscreteScheduler {
             self.options.prediction_type,
             model_output,
             &sample,
-            (sigma, self.run.deviations[index]),
+            (sigma, run.deviations[index]),
             sigma_hat,
         )?;
         let mut derivative = difference_quotient(&sample, &x0, sigma_hat)?;
-        let dt = self.run.sigmas[index + 1] - sigma_hat;
+        let dt = run.sigmas[index + 1] - sigma_hat;
         let prev_sample = sum(derivative.f_mul_scalar_(f64::from(dt))?, &sample)?.f_to_kind(kind)?;
         self.cursor.advance();
         Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })

@@ -116,9 +116,34 @@ impl PNDMScheduler {
         self.options.betas.num_train_timesteps / self.num_inference_steps as i64
     }
 
-    fn step_prk(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
+    /// The timesteps of the Runge-Kutta steps; empty with `skip_prk_steps`.
+    #[must_use]
+    pub fn prk_timesteps(&self) -> &[f64] {
+        &self.prk_timesteps
+    }
+
+    /// The last predictions of the noise, newest last.
+    pub fn ets(&self) -> &[Tensor] {
+        &self.run.ets
+    }
+
+    /// Puts other predictions in the place of the last ones, until the next [`Scheduler::set_timesteps`].
+    pub fn set_ets(&mut self, ets: Vec<Tensor>) {
+        self.run.ets = ets;
+    }
+
+    /// One of the four stages of a pseudo Runge-Kutta step: [`Scheduler::step`] takes them by itself.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] before [`Scheduler::set_timesteps`], and without Runge-Kutta timesteps.
+    pub fn step_prk(&mut self, model_output: &Tensor, timestep: f64, sample: &Tensor) -> Result<Tensor> {
+        if self.timesteps.is_empty() {
+            return Err(not_set(Self::CLASS_NAME));
+        }
         let stage = self.run.counter % 4;
-        let (timestep, prev_timestep) = self.transfer_at(self.run.counter, timestep);
+        let (timestep, prev_timestep) = self
+            .prk_transfer(self.run.counter, timestep as i64)
+            .ok_or_else(|| Error::Argument(format!("step {} is no Runge-Kutta step of this run", self.run.counter)))?;
         // The weights 1/6, 1/3, 1/3, 1/6 of Runge and Kutta's method (equation 13).
         let weight = if matches!(stage, 0 | 3) { 1.0 / 6.0 } else { 1.0 / 3.0 };
         let weighted = model_output.f_mul_scalar(weight)?;
@@ -142,8 +167,22 @@ impl PNDMScheduler {
         Ok(prev_sample)
     }
 
-    fn step_plms(&mut self, model_output: &Tensor, timestep: i64, sample: &Tensor) -> Result<Tensor> {
-        let (timestep, prev_timestep) = self.transfer_at(self.run.counter, timestep);
+    /// A pseudo linear multistep step: [`Scheduler::step`] takes it by itself.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] before [`Scheduler::set_timesteps`], and with fewer predictions than it combines unless
+    /// `skip_prk_steps` is set.
+    pub fn step_plms(&mut self, model_output: &Tensor, timestep: f64, sample: &Tensor) -> Result<Tensor> {
+        if self.timesteps.is_empty() {
+            return Err(not_set(Self::CLASS_NAME));
+        }
+        if !self.options.skip_prk_steps && self.run.ets.len() < 3 {
+            return Err(Error::Argument(
+                "a multistep run of PNDMScheduler comes after its Runge-Kutta steps unless `skip_prk_steps` is set"
+                    .into(),
+            ));
+        }
+        let (timestep, prev_timestep) = self.plms_transfer(self.run.counter, timestep as i64);
         // The first timestep's second visit only completes its first step.
         if self.run.counter != 1 {
             let surplus = self.run.ets.len().saturating_sub(3);
@@ -194,10 +233,15 @@ impl PNDMScheduler {
 
     /// The timesteps that the step at `counter` goes from and to, when the model saw `timestep`.
     fn transfer_at(&self, counter: usize, timestep: i64) -> (i64, i64) {
-        if counter < self.prk_timesteps.len() {
-            let half = if counter.is_multiple_of(2) { self.stride() / 2 } else { 0 };
-            return (self.prk_timesteps[counter / 4 * 4] as i64, timestep - half);
-        }
+        self.prk_transfer(counter, timestep).unwrap_or_else(|| self.plms_transfer(counter, timestep))
+    }
+
+    fn prk_transfer(&self, counter: usize, timestep: i64) -> Option<(i64, i64)> {
+        let half = if counter.is_multiple_of(2) { self.stride() / 2 } else { 0 };
+        Some((*self.prk_timesteps.get(counter / 4 * 4)? as i64, timestep - half))
+    }
+
+    fn plms_transfer(&self, counter: usize, timestep: i64) -> (i64, i64) {
         match counter {
             1 => (timestep + self.stride(), timestep),
             _ => (timestep, timestep - self.stride()),
@@ -247,6 +291,7 @@ impl Scheduler for PNDMScheduler {
             Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
             Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
         };
+        self.options.betas.check()?;
         let train = self.options.betas.num_train_timesteps;
         let spaced = self.options.timestep_spacing.timesteps(train, steps, self.options.steps_offset)?;
         let mut ascending: Vec<f64> = spaced.into_iter().map(f64::round_ties_even).collect();
@@ -296,9 +341,9 @@ impl Scheduler for PNDMScheduler {
             return Err(not_set(Self::CLASS_NAME));
         }
         let prev_sample = if self.run.counter < self.prk_timesteps.len() {
-            self.step_prk(model_output, timestep as i64, sample)?
+            self.step_prk(model_output, timestep, sample)?
         } else {
-            self.step_plms(model_output, timestep as i64, sample)?
+            self.step_plms(model_output, timestep, sample)?
         };
         Ok(SchedulerOutput { prev_sample, pred_original_sample: None })
     }

@@ -74,6 +74,7 @@ struct Layout {
 impl UniPCMultistepScheduler {
     fn lay_out(&self, timesteps: Timesteps<'_>, mu: Option<f64>) -> Result<Layout> {
         let options = &self.options;
+        options.betas.check()?;
         let (steps, custom) = match timesteps {
             Timesteps::Steps(steps) => (steps, None),
             Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
@@ -237,6 +238,10 @@ impl Scheduler for UniPCMultistepScheduler {
 
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn sigmas(&self) -> &[f32] {
+        &self.sigmas
     }
 
     fn init_noise_sigma(&self) -> f64 {

@@ -123,6 +123,12 @@ pub trait Scheduler: Debug + Send {
     /// The timesteps of the run, in the order of their use; empty before [`Scheduler::set_timesteps`].
     fn timesteps(&self) -> &[f64];
 
+    /// The noise levels of the run, one more than timesteps; empty for schedulers that have none, and for some before
+    /// [`Scheduler::set_timesteps`].
+    fn sigmas(&self) -> &[f32] {
+        &[]
+    }
+
     /// What pure noise of variance 1 is multiplied by to start a run.
     fn init_noise_sigma(&self) -> f64;
 

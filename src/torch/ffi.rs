@@ -7,6 +7,7 @@ pub(super) mod stream;
 
 pub(super) use memory::{HostTracker, cuda_memory, is_pinned, reset_peak_cuda_memory};
 
+use super::random::Generator;
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};
@@ -21,6 +22,8 @@ unsafe extern "C" {
     fn tds_generator_free(generator: *mut c_void);
     fn tds_generator_seed(generator: *mut c_void, seed: u64, error: Message) -> c_int;
     fn tds_generator_clone(generator: *mut c_void, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_generator_share(implementation: *mut c_void, out: *mut *mut c_void, error: Message) -> c_int;
+    fn tds_generator_about(generator: *mut c_void, device: *mut c_int, seed: *mut u64, error: Message) -> c_int;
     fn tds_randn(
         size: *const i64,
         dims: usize,
@@ -132,6 +135,14 @@ impl RawGenerator {
         Ok(Self(out))
     }
 
+    /// Where the generator draws, and the seed last given to it.
+    fn about(&self) -> Result<(Device, u64)> {
+        let (mut device, mut seed) = (-1, 0);
+        // SAFETY: the pointer is a live at::Generator, and the others outlive the call.
+        checked(|error| unsafe { tds_generator_about(self.0, &mut device, &mut seed, error) })?;
+        Ok((usize::try_from(device).map_or(Device::Cpu, Device::Cuda), seed))
+    }
+
     pub(super) fn seed(&self, seed: u64) -> Result<()> {
         // SAFETY: the pointer is a live at::Generator.
         checked(|error| unsafe { tds_generator_seed(self.0, seed, error) })
@@ -162,6 +173,25 @@ impl Drop for RawGenerator {
     fn drop(&mut self) {
         // SAFETY: made by `new at::Generator`, freed once.
         unsafe { tds_generator_free(self.0) }
+    }
+}
+
+impl Generator {
+    /// The generator whose `c10::GeneratorImpl` lies at `address`, as `torch.Generator._cdata` says it in Python: numbers
+    /// drawn from either are drawn from both.
+    ///
+    /// # Safety
+    /// A live `GeneratorImpl` has to lie there.
+    ///
+    /// # Errors
+    /// Only if libtorch itself fails.
+    pub unsafe fn share(address: usize) -> Result<Self> {
+        let mut out = std::ptr::null_mut();
+        // SAFETY: the caller vouches for the address; `out` outlives the call.
+        checked(|error| unsafe { tds_generator_share(address as *mut c_void, &mut out, error) })?;
+        let raw = RawGenerator(out);
+        let (device, seed) = raw.about()?;
+        Ok(Self::from_raw(raw, device, seed))
     }
 }
 

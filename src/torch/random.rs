@@ -30,6 +30,10 @@ impl Generator {
         Ok(Self { raw: RawGenerator::new(device, seed)?, device, seed })
     }
 
+    pub(super) fn from_raw(raw: RawGenerator, device: Device, seed: u64) -> Self {
+        Self { raw, device, seed }
+    }
+
     /// A generator on the CPU. Its numbers are the same on every machine, so it is the one to seed pictures with.
     ///
     /// # Errors

@@ -40,6 +40,24 @@ SHIM int tds_generator_clone(void* generator, void** out, char** error) {
   });
 }
 
+// A second handle to the generator whose `GeneratorImpl` is given; both draw from one stream.
+SHIM int tds_generator_share(void* implementation, void** out, char** error) {
+  return guarded(error, [&] {
+    auto inner = c10::intrusive_ptr<c10::GeneratorImpl>::reclaim_copy(static_cast<c10::GeneratorImpl*>(implementation));
+    *out = new at::Generator(std::move(inner));
+  });
+}
+
+// -1 for the CPU, else the index of the CUDA device, and the seed last given.
+SHIM int tds_generator_about(void* generator, int* device, uint64_t* seed, char** error) {
+  return guarded(error, [&] {
+    auto& inner = generator_at(generator);
+    *device = inner.device().is_cuda() ? inner.device().index() : -1;
+    std::lock_guard<std::mutex> lock(inner.mutex());
+    *seed = inner.current_seed();
+  });
+}
+
 // `kind` is an at::ScalarType; the result lies on the generator's device.
 SHIM int tds_randn(const int64_t* size, size_t dims, void* generator, int kind, void** out, char** error) {
   return guarded(error, [&] {

@@ -1,0 +1,38 @@
+//! The extension module behind `import tch_diffusers`: models, schedulers, tokenizer, hooks and switches of `tch-diffusers`.
+//!
+//! What is here is small and has plain arguments. The classes that a Python program sees, named and spelled as in diffusers,
+//! are the Python files in `python/tch_diffusers/`, and so is the pipelines' loop: whatever can be called may then take a
+//! component's place, and a signal is seen between two steps. Forwards run without the interpreter's lock.
+
+mod arguments;
+mod bridge;
+mod errors;
+mod hooks;
+mod models;
+mod node;
+mod schedulers;
+mod switches;
+mod tokenizer;
+
+use pyo3::prelude::*;
+
+/// The extension module.
+#[pymodule(gil_used = true)]
+mod _tch_diffusers {
+    #[pymodule_export]
+    use super::hooks::{
+        ModelOffload, apply_group_offloading, apply_layerwise_casting, apply_sequential_offloading, attention_backends,
+        attn_processors, disable_layerwise_casting, remove_group_offloading, remove_sequential_offloading, reset,
+        set_attention_backend, set_attention_slice, set_fused_projections, set_use_memory_efficient_attention,
+    };
+    #[pymodule_export]
+    use super::models::{AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, UNet2DConditionModel};
+    #[pymodule_export]
+    use super::node::Node;
+    #[pymodule_export]
+    use super::schedulers::Scheduler;
+    #[pymodule_export]
+    use super::switches::{bundled_model, libtorch_version};
+    #[pymodule_export]
+    use super::tokenizer::CLIPTokenizer;
+}

@@ -1,0 +1,19 @@
+"""The networks, named as in diffusers and transformers."""
+
+from tch_diffusers.models.autoencoder_kl import AutoencoderKL, AutoencoderKLOutput, DecoderOutput
+from tch_diffusers.models.clip import CLIPTextModel, CLIPTextModelOutput
+from tch_diffusers.models.clip_tokenizer import CLIPTokenizer
+from tch_diffusers.models.modeling_utils import ModelMixin
+from tch_diffusers.models.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
+
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLOutput",
+    "CLIPTextModel",
+    "CLIPTextModelOutput",
+    "CLIPTokenizer",
+    "DecoderOutput",
+    "ModelMixin",
+    "UNet2DConditionModel",
+    "UNet2DConditionOutput",
+]

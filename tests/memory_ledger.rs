@@ -154,6 +154,21 @@ fn single_models_take_what_was_estimated() {
 }
 
 #[test]
+fn a_picture_of_3840_x_2224_is_decoded_within_a_fixed_budget() {
+    let mut vae = AutoencoderKL::from_pretrained(bundled_model().unwrap()).subfolder("vae").load().unwrap();
+    vae.to(Kind::Float).unwrap();
+    let scale = vae.tile_sample_min_size / vae.tile_latent_min_size;
+    let whole = vae.estimate_memory([1, 3840, 2224], Kind::Float).unwrap().allocated();
+    vae.enable_tiling();
+    let latents = Tensor::zeros([1, 4, 3840 / scale, 2224 / scale], (Kind::Float, Device::Cpu));
+    let found = measured(|| vae.decode(&latents));
+    println!("{found} bytes in tiles, {whole} estimated in one");
+    // The picture is 102 MB; its tiles, with what they overlap, wait until the last is there.
+    assert!(found < 400_000_000, "{found}");
+    assert!(whole > 5 * found, "{whole}");
+}
+
+#[test]
 fn streamed_groups_take_no_more_than_was_estimated() {
     let options = (Kind::Float, Device::Cpu);
     let (sample, text) = (Tensor::ones([2, 4, 16, 16], options), Tensor::ones([2, 77, 32], options));

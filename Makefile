@@ -9,7 +9,7 @@
 # make bench-gpu     the same on a GPU, in float16 as well
 # make bench-memory  peak memory and time of each technique that saves memory, side by side with diffusers
 # make bench-python  the Python package side by side with diffusers
-# make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests there
+# make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests and the benchmark there
 # make lint        formatting, clippy, rustdoc
 
 PROMPT ?= a yellow star on a blue background
@@ -89,7 +89,7 @@ bench-memory: build python
 bench-python: install-wheel
 	$(PYTHON_ENV) benchmarks/python_package.py
 
-gpu-bundle: build fixtures
+gpu-bundle: build fixtures wheel
 	@scripts/gpu_bundle.sh
 
 lint: libtorch

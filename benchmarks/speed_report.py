@@ -41,7 +41,7 @@ def bar(text: str, ours: dict | None, theirs: dict | None, bound: float) -> dict
 
 
 def bars(tables: list[dict], device: str) -> list[dict]:
-    """What issue 4 asks for."""
+    """What was set out to be reached."""
     found, by_name = [], {table["name"]: table for table in tables}
     for name, table in by_name.items():
         for row in ("original", "fp16") if device != "cpu" else ("original",):

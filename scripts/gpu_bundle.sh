@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # Puts into gpu-bundle/ all that a machine with a GPU, torch 2.11.0 and transformers needs and this one can build:
-# binaries, tests with what they compare with, the bundled model, the diffusers wheel, and run.sh.
+# binaries, tests with what they compare with, the bundled model, the wheels of diffusers and of this package, the
+# benchmark, and run.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=gpu-bundle
 rm -rf "$bundle"
-mkdir -p "$bundle/assets" "$bundle/wheels"
+mkdir -p "$bundle/assets" "$bundle/wheels" "$bundle/benchmarks/results" "$bundle/target/release/examples"
 
 cargo build --release --bins --examples
 tests=$(cargo test --release --test integration --no-run --message-format=json |
   sed -n 's/.*"executable":"\([^"]*integration[^"]*\)".*/\1/p' | tail -n 1)
-cp target/release/tch-diffusers target/release/examples/bench_worker "$bundle"
+cp target/release/tch-diffusers "$bundle"
+cp target/release/examples/bench_{worker,speed} "$bundle/target/release/examples"
+cp benchmarks/*.py "$bundle/benchmarks"
+cp target/wheels/*.whl "$bundle/wheels"
 cp "$tests" "$bundle/integration"
-strip "$bundle/tch-diffusers" "$bundle/bench_worker" "$bundle/integration"
+strip "$bundle/tch-diffusers" "$bundle/integration" "$bundle"/target/release/examples/*
 cp -r assets/shapes "$bundle/assets/"
 mkdir -p "$bundle/generated/pipeline/_models"
 cp -r tests/fixtures/generated/pipeline/_models/sd1 "$bundle/generated/pipeline/_models/"
@@ -20,7 +24,7 @@ cp -r tests/fixtures/generated/pipeline/_models/sd1 "$bundle/generated/pipeline/
 
 cat > "$bundle/run.sh" <<'RUN'
 #!/usr/bin/env bash
-# Runs the GPU tests and draws the same prompt on CPU and GPU; results go to $OUT.
+# Runs the GPU tests, draws the same prompt on CPU and GPU and in Python, and measures; results go to $OUT.
 set -uo pipefail
 cd "$(dirname "$0")"
 out=${OUT:-out}
@@ -34,6 +38,20 @@ for device in cpu cuda; do
   ./tch-diffusers generate --prompt "a yellow star on a black background" --seed 7 --device "$device" \
     --output "$out/$device.png"
 done
+python3 -m pip install --quiet --no-deps --target site wheels/*.whl
+export PYTHONPATH=$PWD/site
+python3 - "$out" <<'PYTHON'
+import sys
+
+import torch
+from tch_diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("assets/shapes").to("cuda")
+generator = torch.Generator("cpu").manual_seed(7)
+pipe("a yellow star on a black background", generator=generator).images[0].save(f"{sys.argv[1]}/python-cuda.png")
+PYTHON
+python3 benchmarks/speed.py --device cuda --rounds "${ROUNDS:-5}" 2>&1 | tee "$out/benchmark.txt"
+cp benchmarks/results/* "$out"
 exit "$failed"
 RUN
 chmod +x "$bundle/run.sh"

@@ -196,12 +196,19 @@ pub(crate) fn set_fused_projections(module: &Node, fused: bool) {
     attention::set_fused_projections(&module.0, fused);
 }
 
+/// Computes convolutions on the CPU in float32 with a quarter of the multiplications, or as libtorch does.
+#[pyfunction]
+pub(crate) fn set_use_winograd(module: &Node, winograd: bool) {
+    nn::set_use_winograd(&module.0, winograd);
+}
+
 /// Gives a model's weights back as they were loaded, with all techniques switched off.
 #[pyfunction]
 pub(crate) fn reset(py: Python<'_>, module: &Node) -> PyResult<()> {
     let node = cloned(module);
     py.detach(move || {
         attention::set_fused_projections(&node, false);
+        nn::set_use_winograd(&node, false);
         attention::set_attention_backend(&node, AttentionBackend::default());
         attention::set_use_memory_efficient_attention(&node, false);
         hooks::restore_weights(&node)

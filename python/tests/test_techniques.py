@@ -102,6 +102,15 @@ def test_attention_backends_and_fused_projections(pipe, expected):
     pipe.disable_xformers_memory_efficient_attention()
 
 
+def test_convolutions_in_fewer_multiplications(pipe, expected):
+    pipe.enable_winograd()
+    close = draw(pipe)
+    np.testing.assert_allclose(close, expected, atol=1e-4)
+    assert (close != expected).any()
+    pipe.disable_winograd()
+    np.testing.assert_array_equal(draw(pipe), expected)
+
+
 def test_both_generations_of_the_vaes_switches(pipe):
     pipe.enable_vae_slicing()
     pipe.vae.enable_tiling()

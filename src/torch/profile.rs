@@ -70,9 +70,9 @@ impl fmt::Display for OperatorProfile {
 /// ```
 /// use tch::{Device, Kind, Tensor};
 /// use tch_diffusers::torch::profile;
-/// let (sum, profile) = profile(|| Ok(Tensor::f_ones([4, 4], (Kind::Float, Device::Cpu))?.f_sum(Kind::Float)?))?;
-/// assert_eq!(sum.f_double_value(&[])?, 16.0);
-/// assert_eq!((profile.calls("aten::ones"), profile.calls("aten::sum")), (1, 1));
+/// let (negated, profile) = profile(|| Ok(Tensor::f_ones([4, 4], (Kind::Float, Device::Cpu))?.f_neg()?))?;
+/// assert_eq!(negated.f_double_value(&[0, 0])?, -1.0);
+/// assert_eq!((profile.calls("aten::ones"), profile.calls("aten::neg")), (1, 1));
 /// println!("{profile}");
 /// # Ok::<(), tch_diffusers::Error>(())
 /// ```

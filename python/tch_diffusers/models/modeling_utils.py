@@ -412,6 +412,14 @@ class ModelMixin(Module, ConfigMixin):
         """Computes queries, keys and values one after the other again."""
         _tch_diffusers.set_fused_projections(self._node, False)
 
+    def enable_winograd(self) -> None:
+        """Computes convolutions on the CPU in float32 with a quarter of the multiplications; close, not equal."""
+        _tch_diffusers.set_use_winograd(self._node, True)
+
+    def disable_winograd(self) -> None:
+        """Computes convolutions as libtorch does again."""
+        _tch_diffusers.set_use_winograd(self._node, False)
+
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
         """Computes attention by libtorch's memory-efficient kernel; xFormers itself is not needed."""
         _tch_diffusers.set_use_memory_efficient_attention(self._node, True)

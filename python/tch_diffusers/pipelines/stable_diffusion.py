@@ -211,6 +211,16 @@ class StableDiffusionPipeline(DiffusionPipeline):
             if wanted:
                 model.unfuse_qkv_projections()
 
+    def enable_winograd(self) -> None:
+        """Computes convolutions on the CPU in float32 with a quarter of the multiplications; close, not equal."""
+        for model in self._own("another way of convolution"):
+            model.enable_winograd()
+
+    def disable_winograd(self) -> None:
+        """Computes convolutions as libtorch does again."""
+        for model in self._own("another way of convolution"):
+            model.disable_winograd()
+
     def enable_vae_slicing(self) -> None:
         """Decodes the pictures of a batch one at a time: `pipe.vae.enable_slicing()`."""
         self.vae.enable_slicing()

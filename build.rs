@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "context",
     "cuda",
     "generator",
     "jit",
     "memory",
+    "prepack",
     "profile",
     "stream",
     "switches",

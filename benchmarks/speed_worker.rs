@@ -127,6 +127,7 @@ impl Subject<'_> {
                 "channels_last" => model.to(To::MemoryFormat(MemoryFormat::ChannelsLast))?,
                 "fused" => model.fuse_qkv_projections(),
                 "winograd" => model.enable_winograd(),
+                "prepacked" => model.enable_weights_prepack()?,
                 "cudnn_benchmark" => Switch::CudnnBenchmark.set(true)?,
                 "tf32" => {
                     MatmulPrecision::High.set()?;

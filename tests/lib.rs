@@ -11,6 +11,7 @@ mod memory_combinations;
 mod memory_ledger;
 mod offloading;
 mod parity;
+mod prepack;
 mod schedulers;
 mod stable_diffusion;
 mod streams;

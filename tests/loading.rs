@@ -1,10 +1,13 @@
 //! Weights from files: what is mapped, what is cast, and what is refused.
 
+use crate::support::generated;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
+use tch_diffusers::configuration_utils::{ConfigMap, read_json, write_json};
 use tch_diffusers::loaders::{Checkpoint, LoadOptions};
+use tch_diffusers::models::text_encoders::CLIPTextModel;
 use tch_diffusers::nn::{Linear, Module, Scope, Weights};
-use tch_diffusers::{Error, TensorExt};
+use tch_diffusers::{AutoencoderKL, Error, ModelMixin, TensorExt, UNet2DConditionModel};
 
 /// A file with a linear map of 3 inputs and 2 outputs, in float16.
 fn linear_file(folder: &Path) -> PathBuf {
@@ -132,4 +135,38 @@ fn pickle_files_are_refused_with_the_way_out() {
     std::fs::write(folder.path().join("diffusion_pytorch_model.bin"), "").unwrap();
     let error = LoadOptions::default().weight_files(folder.path(), "diffusion_pytorch_model").unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("save_file"), "{error}");
+}
+
+/// Loads a model of which `config.json` has a key more, saves it, and gives both configurations.
+fn saved_config<M: ModelMixin>(model: &str) -> (ConfigMap, ConfigMap) {
+    let source = generated("pipeline").join("_models/sd1").join(model);
+    let (folder, saved) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for entry in std::fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let mut config: ConfigMap = read_json(&folder.path().join("config.json")).unwrap();
+    config.insert("a note".into(), serde_json::json!({ "of": ["somebody", 2.5, null] }));
+    write_json(&folder.path().join("config.json"), &config).unwrap();
+    M::from_pretrained(folder.path()).load().unwrap().save_pretrained(saved.path()).unwrap();
+    (config, read_json(&saved.path().join("config.json")).unwrap())
+}
+
+#[test]
+fn every_key_of_a_models_configuration_is_written_back() {
+    let configs = [
+        saved_config::<UNet2DConditionModel>("unet"),
+        saved_config::<AutoencoderKL>("vae"),
+        saved_config::<CLIPTextModel>("text_encoder"),
+    ];
+    for (given, saved) in configs {
+        for (key, value) in given.iter().filter(|(key, _)| *key != "_diffusers_version") {
+            // Where diffusers has 0, a number that need not be whole is 0.0.
+            let same = match (saved[key].as_f64(), value.as_f64()) {
+                (Some(saved), Some(given)) => saved == given,
+                _ => saved[key] == *value,
+            };
+            assert!(same, "{key}: {} of {value}", saved[key]);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use tch_diffusers::hooks::{GroupOffloading, apply_group_offloading_on};
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_processor::{AttentionProcessor, AttentionSlicing};
 use tch_diffusers::models::autoencoders::AutoencoderKLConfig;
-use tch_diffusers::models::memory::weight_memory;
+use tch_diffusers::models::memory::{MemoryEstimate, weight_memory};
 use tch_diffusers::models::unets::{UNet2DConditionConfig, UNetInputs};
 use tch_diffusers::nn::{Linear, Module, RandomWeights, Scope};
 use tch_diffusers::torch::{MemoryTracker, resident};
@@ -53,7 +53,10 @@ fn compare(case: &str, pipe: &mut StableDiffusionPipeline, side: i64, batch: usi
         let estimated = estimate.stage(&stage.name).unwrap().allocated();
         hold(case, &stage.name, estimated, stage.peak, bound);
     }
-    assert_eq!(pipe.memory_report().unwrap().estimate.unwrap(), estimate, "the report reckons with another call");
+    // Weights that the call has packed are no longer copies to come: the peak alone is the same.
+    let peaks = |estimate: &MemoryEstimate| estimate.stages.iter().map(|stage| stage.peak).collect::<Vec<_>>();
+    let reported = pipe.memory_report().unwrap().estimate.unwrap();
+    assert_eq!(peaks(&reported), peaks(&estimate), "the report reckons with another call");
 }
 
 #[test]
@@ -79,7 +82,7 @@ fn calls_take_what_was_estimated() {
 #[test]
 fn calls_take_what_was_estimated_with_each_technique() {
     type Enable = fn(&mut StableDiffusionPipeline);
-    let techniques: [(&str, Enable, f64); 8] = [
+    let techniques: [(&str, Enable, f64); 9] = [
         ("attention slicing", |pipe| pipe.enable_attention_slicing(AttentionSlicing::Max).unwrap(), 0.025),
         ("VAE slicing", |pipe| pipe.enable_vae_slicing(), 0.025),
         ("VAE tiling", |pipe| pipe.enable_vae_tiling(), 0.025),
@@ -93,6 +96,7 @@ fn calls_take_what_was_estimated_with_each_technique() {
             },
             0.025,
         ),
+        ("packed weights", |pipe| pipe.enable_weights_prepack().unwrap(), 0.025),
         ("Winograd", |pipe| pipe.enable_winograd().unwrap(), 0.025),
         // A workspace of oneDNN's kernels for channels last is not reckoned with: 45 kB here, which is 10 % of so small a
         // model alone.

@@ -202,6 +202,18 @@ pub(crate) fn set_use_winograd(module: &Node, winograd: bool) {
     nn::set_use_winograd(&module.0, winograd);
 }
 
+/// Has convolutions on the CPU keep their weights in oneDNN's own layout, or no longer.
+#[pyfunction]
+pub(crate) fn set_weights_prepack(module: &Node, prepack: bool) -> PyResult<()> {
+    match prepack {
+        true => hooks::enable_weights_prepack(&module.0).or_raise(),
+        false => {
+            nn::set_weights_prepack(&module.0, false);
+            Ok(())
+        }
+    }
+}
+
 /// Gives a model's weights back as they were loaded, with all techniques switched off.
 #[pyfunction]
 pub(crate) fn reset(py: Python<'_>, module: &Node) -> PyResult<()> {
@@ -209,6 +221,7 @@ pub(crate) fn reset(py: Python<'_>, module: &Node) -> PyResult<()> {
     py.detach(move || {
         attention::set_fused_projections(&node, false);
         nn::set_use_winograd(&node, false);
+        nn::set_weights_prepack(&node, false);
         attention::set_attention_backend(&node, AttentionBackend::default());
         attention::set_use_memory_efficient_attention(&node, false);
         hooks::restore_weights(&node)

@@ -24,7 +24,7 @@ mod _tch_diffusers {
         ModelOffload, apply_group_offloading, apply_layerwise_casting, apply_sequential_offloading, attention_backends,
         attn_processors, disable_layerwise_casting, remove_group_offloading, remove_sequential_offloading, reset,
         set_attention_backend, set_attention_slice, set_fused_projections, set_use_memory_efficient_attention,
-        set_use_winograd,
+        set_use_winograd, set_weights_prepack,
     };
     #[pymodule_export]
     use super::models::{AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, UNet2DConditionModel};

@@ -173,6 +173,15 @@ def test_arguments_that_do_not_fit_are_refused(pipe, arguments, error, text):
         draw(pipe, **arguments)
 
 
+@pytest.fixture
+def interruptible():
+    """A shell has programs in the background ignore SIGINT, and pytest may be one of them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_stops_between_two_steps(pipe):
     steps = []
 

@@ -111,6 +111,16 @@ def test_convolutions_in_fewer_multiplications(pipe, expected):
     np.testing.assert_array_equal(draw(pipe), expected)
 
 
+def test_packed_weights_give_the_same_bits(pipe, expected):
+    pipe.enable_weights_prepack()
+    np.testing.assert_array_equal(draw(pipe), expected)
+    np.testing.assert_array_equal(draw(pipe), expected)
+    with pytest.raises(ValueError, match="disable_weights_prepack"):
+        pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    pipe.disable_weights_prepack()
+    np.testing.assert_array_equal(draw(pipe), expected)
+
+
 def test_both_generations_of_the_vaes_switches(pipe):
     pipe.enable_vae_slicing()
     pipe.vae.enable_tiling()

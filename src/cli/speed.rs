@@ -21,6 +21,10 @@ pub(crate) struct Speed {
     /// pictures differ by rounding
     #[arg(long)]
     winograd: bool,
+    /// Keeps the weights of convolutions on the CPU in the layout of the kernels: less time and the same picture, for a second
+    /// copy of the weights
+    #[arg(long)]
+    weights_prepack: bool,
     /// Computes attention by this backend: native, _native_flash, _native_efficient, _native_cudnn or _native_math
     #[arg(long, value_name = "NAME", value_parser = backend)]
     attention_backend: Option<String>,
@@ -53,6 +57,7 @@ impl Speed {
             traced_unet: self.traced_unet.clone().or(base.traced_unet),
             threads: self.threads.or(base.threads),
             winograd: self.winograd || base.winograd,
+            weights_prepack: self.weights_prepack || base.weights_prepack,
             attention_backend: self.attention_backend.clone().or(base.attention_backend),
             float32_matmul_precision: self.float32_matmul_precision.clone().or(base.float32_matmul_precision),
             allow_tf32: self.allow_tf32 || base.allow_tf32,
@@ -83,6 +88,9 @@ impl Speed {
     pub(crate) fn enable(&self, pipe: &StableDiffusionPipeline) -> Result<(), Error> {
         if self.winograd {
             pipe.enable_winograd()?;
+        }
+        if self.weights_prepack {
+            pipe.enable_weights_prepack()?;
         }
         match &self.attention_backend {
             Some(backend) => pipe.set_attention_backend(backend.parse()?),

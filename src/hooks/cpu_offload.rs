@@ -7,7 +7,7 @@
 //! That weights go to a CUDA device and back compiles, but was not yet run on one.
 
 use super::residency::{Residency, Weight};
-use super::{MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING, refuse_if_offloaded};
+use super::{MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING, refuse_if_offloaded, refuse_if_prepacked};
 use crate::error::Result;
 use crate::nn::{BroughtWeights, Hook, Next, Node, Param};
 use std::sync::Arc;
@@ -45,6 +45,7 @@ impl ModelOffload {
     pub fn new(models: &[(&str, &Node)], device: Device) -> Result<Self> {
         for (_, node) in models {
             refuse_if_offloaded(node, "model offloading cannot be switched on")?;
+            refuse_if_prepacked(node, "model offloading cannot be switched on")?;
         }
         models.iter().try_for_each(|(_, node)| node.to_device(Device::Cpu))?;
         let models: Vec<_> =
@@ -107,6 +108,7 @@ impl Hook for CpuOffload {
 /// [`Error::Argument`](crate::Error::Argument) while offloading is on already, or if the weights are not on the CPU.
 pub fn apply_sequential_offloading(node: &Node, device: Device) -> Result<()> {
     refuse_if_offloaded(node, "sequential offloading cannot be switched on")?;
+    refuse_if_prepacked(node, "sequential offloading cannot be switched on")?;
     if node.device() != Device::Cpu {
         return Err(crate::Error::Argument(
             "sequential offloading needs the weights on the CPU: move the model there, or load it there".into(),

@@ -68,6 +68,7 @@ fn make_way(node: &Node) -> Result<()> {
     if names.iter().any(|name| [MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING].contains(&name.as_str())) {
         return super::refuse_if_offloaded(node, "group offloading cannot be switched on");
     }
+    super::refuse_if_prepacked(node, "group offloading cannot be switched on")?;
     remove_group_offloading(node).map(drop)
 }
 

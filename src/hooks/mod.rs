@@ -3,6 +3,7 @@
 mod cpu_offload;
 mod group_offloading;
 mod layerwise_casting;
+mod prepack;
 mod residency;
 mod restore;
 mod transport;
@@ -16,6 +17,8 @@ pub use layerwise_casting::{
     DEFAULT_SKIP_MODULES_PATTERN, LAYERWISE_CASTING_HOOK, SkipModules, apply_layerwise_casting,
     disable_layerwise_casting, is_layerwise_casting_active, set_compute_dtype,
 };
+pub use prepack::enable_weights_prepack;
+pub(crate) use prepack::refuse_if_prepacked;
 pub use restore::restore_weights;
 pub use transport::{Lane, Step, StreamDevice, TransferDevice};
 

@@ -6,12 +6,12 @@ use crate::configuration_utils::{ConfigMap, DIFFUSERS_VERSION, from_map, read_js
 use crate::error::{Error, Result};
 use crate::hooks::{
     DEFAULT_SKIP_MODULES_PATTERN, GroupOffloading, SkipModules, apply_group_offloading, apply_layerwise_casting,
-    disable_layerwise_casting, refuse_if_offloaded, remove_group_offloading, set_compute_dtype,
+    disable_layerwise_casting, enable_weights_prepack, refuse_if_offloaded, remove_group_offloading, set_compute_dtype,
 };
 use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
-use crate::nn::{Module, Scope, Weights, set_use_winograd};
+use crate::nn::{Module, Scope, Weights, set_use_winograd, set_weights_prepack};
 use crate::torch::MemoryFormat;
 use serde::{Serialize, de::DeserializeOwned};
 use std::borrow::Cow;
@@ -130,6 +130,21 @@ pub trait ModelMixin: Module + Sized {
     /// Computes convolutions as libtorch does again.
     fn disable_winograd(&self) {
         set_use_winograd(self.node(), false);
+    }
+
+    /// Has convolutions on the CPU keep their weights in oneDNN's own layout, in which libtorch lays them out anew for each
+    /// call otherwise: the same bits in less time, for a second copy of the weights, made by the next forward. The pages of
+    /// weights that are mapped from a file are given back then. No counterpart in diffusers.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] while weights come and go: with offloading, or layerwise casting.
+    fn enable_weights_prepack(&self) -> Result<()> {
+        enable_weights_prepack(self.node())
+    }
+
+    /// Forgets the copies again.
+    fn disable_weights_prepack(&self) {
+        set_weights_prepack(self.node(), false);
     }
 
     /// Has the weights wait on the CPU or in their file, and come to the onload device in groups:

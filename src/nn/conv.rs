@@ -2,7 +2,7 @@
 
 use super::{Module, Node, Param, Scope};
 use crate::error::Result;
-use crate::torch::conv2d_winograd;
+use crate::torch::{PackedConv2d, conv2d_winograd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Tensor;
@@ -25,21 +25,47 @@ impl Conv2dConfig {
     pub const SAME: Self = Self { kernel: 3, stride: 1, padding: 1 };
 }
 
-/// Whether a convolution of [`Conv2dConfig::SAME`] may be computed in fewer multiplications.
-#[derive(Debug, Default)]
-struct Winograd(AtomicBool);
+/// The ways of a convolution, shared with whoever walks the tree.
+#[derive(Debug)]
+struct Ways {
+    /// Whether it is of [`Conv2dConfig::SAME`], which alone can be computed in fewer multiplications.
+    keeps_size: bool,
+    winograd: AtomicBool,
+    prepacked: AtomicBool,
+    packed: PackedConv2d,
+}
+
+fn convolutions(module: &Node) -> Vec<Arc<Ways>> {
+    module.walk().iter().filter_map(Node::setting::<Ways>).collect()
+}
 
 /// Has the convolutions at or below `module` that can be computed by [`conv2d_winograd`] be so, or no longer.
 pub fn set_use_winograd(module: &Node, winograd: bool) {
-    for setting in module.walk().iter().filter_map(Node::setting::<Winograd>) {
-        setting.0.store(winograd, Ordering::Relaxed);
+    for ways in convolutions(module) {
+        ways.winograd.store(winograd && ways.keeps_size, Ordering::Relaxed);
     }
 }
 
 /// Whether the convolution `module` may be computed by [`conv2d_winograd`].
 #[must_use]
 pub fn uses_winograd(module: &Node) -> bool {
-    module.setting::<Winograd>().is_some_and(|setting| setting.0.load(Ordering::Relaxed))
+    module.setting::<Ways>().is_some_and(|ways| ways.winograd.load(Ordering::Relaxed))
+}
+
+/// Has the convolutions at or below `module` keep their weights in oneDNN's layout from their next forward on, or no
+/// longer: see [`PackedConv2d`]. The pages of weights that are mapped from a file are given back when they are packed.
+pub fn set_weights_prepack(module: &Node, prepack: bool) {
+    for ways in convolutions(module) {
+        ways.prepacked.store(prepack, Ordering::Relaxed);
+        ways.packed.clear();
+    }
+}
+
+/// Whether a convolution at or below `module` keeps its weight in oneDNN's layout, and what the copies take, in bytes.
+#[must_use]
+pub fn weights_prepack(module: &Node) -> Option<i64> {
+    let prepacked = convolutions(module).into_iter().filter(|ways| ways.prepacked.load(Ordering::Relaxed));
+    prepacked.map(|ways| ways.packed.bytes()).reduce(std::ops::Add::add)
 }
 
 /// The twin of `torch.nn.Conv2d` with one group and a bias.
@@ -49,7 +75,7 @@ pub struct Conv2d {
     weight: Param,
     bias: Option<Param>,
     config: Conv2dConfig,
-    winograd: Arc<Winograd>,
+    ways: Arc<Ways>,
 }
 
 impl Conv2d {
@@ -73,11 +99,14 @@ impl Conv2d {
     }
 
     fn finish(scope: Scope<'_>, weight: Param, bias: Option<Param>, config: Conv2dConfig) -> Self {
-        let winograd = Arc::new(Winograd::default());
-        if config == Conv2dConfig::SAME {
-            scope.attach(winograd.clone());
-        }
-        Self { node: scope.finish::<Self>(), weight, bias, config, winograd }
+        let ways = Arc::new(Ways {
+            keeps_size: config == Conv2dConfig::SAME,
+            winograd: AtomicBool::new(false),
+            prepacked: AtomicBool::new(false),
+            packed: PackedConv2d::default(),
+        });
+        scope.attach(ways.clone());
+        Self { node: scope.finish::<Self>(), weight, bias, config, ways }
     }
 
     /// # Shapes
@@ -86,17 +115,28 @@ impl Conv2d {
     /// # Errors
     /// If there are not `inputs` channels, or the kernel is larger than the padded picture.
     pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
-        let Conv2dConfig { stride, padding, .. } = self.config;
-        let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
-            let bias = self.bias.as_ref().map(Param::get);
-            if self.winograd.0.load(Ordering::Relaxed)
-                && let Some(output) = conv2d_winograd(hidden_states, &self.weight.get(), bias.as_ref())?
-            {
-                return Ok([output]);
-            }
-            Ok([hidden_states.f_conv2d(&self.weight.get(), bias, [stride, stride], [padding, padding], [1, 1], 1)?])
-        })?;
+        let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| Ok([self.convolve(hidden_states)?]))?;
         Ok(hidden_states)
+    }
+
+    fn convolve(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let Conv2dConfig { stride, padding, .. } = self.config;
+        let (weight, bias) = (self.weight.get(), self.bias.as_ref().map(Param::get));
+        if self.ways.winograd.load(Ordering::Relaxed)
+            && let Some(output) = conv2d_winograd(hidden_states, &weight, bias.as_ref())?
+        {
+            return Ok(output);
+        }
+        if self.ways.prepacked.load(Ordering::Relaxed)
+            && let Some((output, anew)) =
+                self.ways.packed.conv2d(hidden_states, &weight, bias.as_ref(), stride, padding)?
+        {
+            if anew && let Some(origin) = self.weight.origin() {
+                origin.release()?;
+            }
+            return Ok(output);
+        }
+        Ok(hidden_states.f_conv2d(&weight, bias, [stride, stride], [padding, padding], [1, 1], 1)?)
     }
 }
 

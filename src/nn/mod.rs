@@ -15,7 +15,7 @@ mod norm;
 mod scope;
 
 pub use activation::Activation;
-pub use conv::{Conv2d, Conv2dConfig, set_use_winograd, uses_winograd};
+pub use conv::{Conv2d, Conv2dConfig, set_use_winograd, set_weights_prepack, uses_winograd, weights_prepack};
 pub use embedding::Embedding;
 pub use fused_linear::FusedLinear;
 pub use hook::{BroughtWeights, Hook, Next};

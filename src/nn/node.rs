@@ -141,6 +141,11 @@ impl Node {
         Next { node: self, hooks: &hooks, forward: &forward }.run(&inputs).map_err(|error| error.at(self.path()))
     }
 
+    /// A number that no other place has while this one is there.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// The dotted path from the model, `""` for the model itself.
     #[must_use]
     pub fn path(&self) -> &str {

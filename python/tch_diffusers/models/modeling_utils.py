@@ -420,6 +420,14 @@ class ModelMixin(Module, ConfigMixin):
         """Computes convolutions as libtorch does again."""
         _tch_diffusers.set_use_winograd(self._node, False)
 
+    def enable_weights_prepack(self) -> None:
+        """Keeps the weights of convolutions on the CPU in oneDNN's own layout: the same bits in less time, for a copy."""
+        _tch_diffusers.set_weights_prepack(self._node, True)
+
+    def disable_weights_prepack(self) -> None:
+        """Forgets the copies again."""
+        _tch_diffusers.set_weights_prepack(self._node, False)
+
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
         """Computes attention by libtorch's memory-efficient kernel; xFormers itself is not needed."""
         _tch_diffusers.set_use_memory_efficient_attention(self._node, True)

@@ -3,7 +3,7 @@
 //! Mirrors `AutoencoderKL.__init__` of `diffusers/models/autoencoders/autoencoder_kl.py` (0.42.1).
 
 use super::unet_2d_blocks::BlockConfig;
-use crate::configuration_utils::OneOrMany;
+use crate::configuration_utils::{ConfigMap, OneOrMany};
 use crate::error::{Error, Result};
 use crate::nn::Activation;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,9 @@ pub struct AutoencoderKLConfig {
     pub use_post_quant_conv: bool,
     /// Whether there is attention between the smallest blocks; yes.
     pub mid_block_add_attention: bool,
+    /// Keys that mean nothing here: kept, and written back.
+    #[serde(flatten)]
+    pub other: ConfigMap,
 }
 
 impl Default for AutoencoderKLConfig {
@@ -72,6 +75,7 @@ impl Default for AutoencoderKLConfig {
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
+            other: ConfigMap::new(),
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::shadow::{Arena, Kernels, Shadow};
 use crate::error::{Error, Result};
 use crate::models::attention_processor::AttentionProcessor;
-use crate::nn::{Node, uses_winograd};
+use crate::nn::{Node, uses_winograd, weights_prepack};
 use std::rc::Rc;
 use tch::Kind;
 
@@ -82,6 +82,14 @@ pub(super) fn conv(node: &Node, input: &Shadow, stride: i64) -> Result<Shadow> {
         }
     }
     let pad = |channels: i64| (channels + lanes - 1) / lanes * lanes;
+    // Packed weights take no workspace, but stay.
+    let packs = blocks && weights_prepack(node).is_some();
+    if packs {
+        arena.pack(node, outputs * inputs * kernel * kernel);
+    }
+    if blocks && channels_last && packs {
+        return Ok(output());
+    }
     if blocks && channels_last {
         let _weights = arena.bytes(outputs * inputs * kernel * kernel * arena.element());
         return Ok(output());
@@ -98,7 +106,7 @@ pub(super) fn conv(node: &Node, input: &Shadow, stride: i64) -> Result<Shadow> {
     let source = if first { 0 } else { batch * pad(inputs) * height * width };
     let weights = pad(outputs) * if first { inputs } else { pad(inputs) } * kernel * kernel;
     let blocked = arena.bytes(pixels * pad(outputs) * arena.element());
-    drop(arena.bytes((source + weights) * arena.element()));
+    drop(arena.bytes((source + if packs { 0 } else { weights }) * arena.element()));
     let output = output();
     drop(blocked);
     Ok(output)

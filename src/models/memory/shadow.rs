@@ -1,9 +1,11 @@
 //! Tensors without elements: shapes that count the memory they would take, for as long as the tensors would live.
 
+use super::weights::is_mapped;
 use crate::error::{Error, Result};
-use crate::nn::Node;
+use crate::nn::{Node, weights_prepack};
 use crate::torch::cpu_capability;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::rc::Rc;
 use tch::{Device, Kind};
 
@@ -34,6 +36,8 @@ pub(crate) struct Arena {
     copied: Cell<i64>,
     mapped: Cell<i64>,
     peak: Cell<Peak>,
+    /// The convolutions whose weights are packed.
+    packed: RefCell<HashSet<usize>>,
 }
 
 /// Whose workspaces are counted.
@@ -62,6 +66,7 @@ impl Arena {
             copied: Cell::new(0),
             mapped: Cell::new(0),
             peak: Cell::default(),
+            packed: RefCell::default(),
         }))
     }
 
@@ -103,6 +108,15 @@ impl Arena {
             }
         }
         Visit { arena: self.clone(), leaving }
+    }
+
+    /// Lays out the weight of the convolution `node`, of so many elements, as its kernel wants it, once and for good. The
+    /// pages of a file that it is mapped from are given back.
+    pub(super) fn pack(&self, node: &Node, elements: i64) {
+        let bytes = elements * self.element();
+        if weights_prepack(node) == Some(0) && self.packed.borrow_mut().insert(node.id()) {
+            self.weigh(bytes, if is_mapped(node) { -bytes } else { 0 });
+        }
     }
 
     fn weigh(&self, copied: i64, mapped: i64) {

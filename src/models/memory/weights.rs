@@ -4,7 +4,7 @@ use super::Arena;
 use crate::error::Result;
 use crate::hooks::{LAYERWISE_CASTING_HOOK, offloading};
 use crate::models::attention_processor::{AttentionProcessor, attn_processors};
-use crate::nn::{Node, Param};
+use crate::nn::{Node, Param, weights_prepack};
 use crate::torch::{DeviceExt, KindExt, is_pinned};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -24,12 +24,14 @@ pub struct WeightMemory {
     pub mapped: i64,
     /// Of those that are resident, stored in 8 bits.
     pub quantized: i64,
+    /// Of those that are resident, second copies in the layout of the kernels that compute with them.
+    pub packed: i64,
 }
 
 impl WeightMemory {
     fn new(component: &str, device: Device) -> Self {
         let (component, device) = (component.into(), device.torch_name());
-        Self { component, device, resident: 0, pinned: 0, mapped: 0, quantized: 0 }
+        Self { component, device, resident: 0, pinned: 0, mapped: 0, quantized: 0, packed: 0 }
     }
 
     /// Resident and mapped together.
@@ -44,7 +46,12 @@ fn bytes(tensor: &Tensor) -> i64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as i64
 }
 
-fn is_mapped(param: &Param, tensor: &Tensor) -> Result<bool> {
+/// Whether some weight of `node` itself lies in the map of a file.
+pub(super) fn is_mapped(node: &Node) -> bool {
+    node.own_params().iter().any(|(_, param)| lies_in_map(param, &param.get()).unwrap_or(false))
+}
+
+fn lies_in_map(param: &Param, tensor: &Tensor) -> Result<bool> {
     param.origin().map_or(Ok(false), |origin| origin.is(tensor))
 }
 
@@ -69,7 +76,7 @@ fn lies(component: usize, param: &Param) -> Result<Lies> {
         start: tensor.data_ptr() as i64,
         bytes: bytes(&tensor),
         pinned: device == Device::Cpu && is_pinned(&tensor)?,
-        mapped: is_mapped(param, &tensor)?,
+        mapped: lies_in_map(param, &tensor)?,
         quantized: kind.elt_size_in_bytes() == 1,
     })
 }
@@ -109,6 +116,13 @@ pub fn weight_memory(models: &[(&str, &Node)]) -> Result<Vec<WeightMemory>> {
         line.pinned += if lies.pinned { bytes } else { 0 };
         line.quantized += if lies.quantized { bytes } else { 0 };
     }
+    for (number, (_, node)) in models.iter().enumerate() {
+        let line = table.iter_mut().find(|(known, device, _)| (*known, *device) == (number, Device::Cpu));
+        if let (Some((.., line)), Some(packed)) = (line, weights_prepack(node)) {
+            line.resident += packed;
+            line.packed += packed;
+        }
+    }
     table.sort_by_key(|(number, device, _)| (*number, device.torch_name()));
     Ok(table.into_iter().map(|(_, _, line)| line).collect())
 }
@@ -126,10 +140,17 @@ pub(crate) fn persistent(node: &Node, device: Device, kind: Kind) -> i64 {
     let left_to_files = offloading(node) == Some("group offloading");
     let stays = |param: &Param| {
         let tensor = param.get();
-        let left = left_to_files && is_mapped(param, &tensor).unwrap_or(false);
+        let left = left_to_files && lies_in_map(param, &tensor).unwrap_or(false);
         if tensor.device() == device && !left { bytes_as(&tensor, kind) } else { 0 }
     };
-    node.params().iter().map(|(_, param)| stays(param)).sum()
+    let weights: i64 = node.params().iter().map(|(_, param)| stays(param)).sum();
+    weights + node.walk().iter().map(packed).sum::<i64>()
+}
+
+/// What the packed weight of `node` itself takes beyond the weight, whose pages are given back if it is mapped.
+fn packed(node: &Node) -> i64 {
+    let bytes = if node.children().is_empty() { weights_prepack(node).unwrap_or(0) } else { 0 };
+    if is_mapped(node) { 0 } else { bytes }
 }
 
 /// What weights stored in fewer bits than are computed with save in a model of dtype `kind`.

@@ -2,13 +2,14 @@
 //!
 //! Mirrors `CLIPTextConfig` of `transformers/models/clip/configuration_clip.py` at 5.23.
 
+use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::nn::Activation;
 use serde::{Deserialize, Serialize};
 
 /// What a CLIP text model is built from, under transformers' names and with its defaults (OpenAI's ViT-B/32).
 ///
-/// Keys that have no meaning for inference (`attention_dropout`, `initializer_range` ...) are passed over.
+/// Keys that have no meaning for inference (`attention_dropout`, `initializer_range` ...) are kept in `other`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct CLIPTextConfig {
@@ -39,6 +40,9 @@ pub struct CLIPTextConfig {
     pub eos_token_id: Option<i64>,
     /// Whether diffusers' pipelines hand the tokenizer's attention mask to the model; false by default.
     pub use_attention_mask: bool,
+    /// Keys that mean nothing here: kept, and written back.
+    #[serde(flatten)]
+    pub other: ConfigMap,
 }
 
 impl Default for CLIPTextConfig {
@@ -57,6 +61,7 @@ impl Default for CLIPTextConfig {
             bos_token_id: Some(49406),
             eos_token_id: Some(49407),
             use_attention_mask: false,
+            other: ConfigMap::new(),
         }
     }
 }

@@ -182,13 +182,14 @@ impl StableDiffusionPipeline {
 
 impl MemoryReport {
     fn write_weights(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads = ["weights", "device", "resident", "pinned", "mapped", "8 bits"];
-        writeln!(f, "{:<16}{:<8}{:>12}{:>12}{:>12}{:>12}", heads[0], heads[1], heads[2], heads[3], heads[4], heads[5])?;
+        write!(f, "{:<16}{:<8}", "weights", "device")?;
+        ["resident", "pinned", "mapped", "8 bits", "packed"].iter().try_for_each(|head| write!(f, "{head:>12}"))?;
+        writeln!(f)?;
         for line in &self.weights {
-            let [resident, pinned, mapped, quantized] =
-                [line.resident, line.pinned, line.mapped, line.quantized].map(shown);
-            let (name, device) = (&line.component, &line.device);
-            writeln!(f, "{name:<16}{device:<8}{resident:>12}{pinned:>12}{mapped:>12}{quantized:>12}")?;
+            write!(f, "{:<16}{:<8}", line.component, line.device)?;
+            let numbers = [line.resident, line.pinned, line.mapped, line.quantized, line.packed].map(shown);
+            numbers.iter().try_for_each(|number| write!(f, "{number:>12}"))?;
+            writeln!(f)?;
         }
         Ok(())
     }

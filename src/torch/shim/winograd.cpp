@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
 #include <algorithm>
@@ -156,6 +157,7 @@ DISPATCHED void transform_products(const float* from, int64_t distance, const fl
 bool suits(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias) {
   const auto is_plain = [](const at::Tensor& tensor) { return tensor.is_cpu() && tensor.scalar_type() == at::kFloat; };
   if (!is_plain(input) || !is_plain(weight) || (bias.defined() && !is_plain(bias))) return false;
+  if (at::GradMode::is_enabled() && (input.requires_grad() || weight.requires_grad())) return false;
   if (input.dim() != 4 || weight.dim() != 4 || weight.size(2) != 3 || weight.size(3) != 3) return false;
   if (input.size(1) != weight.size(1) || (bias.defined() && bias.numel() != weight.size(0))) return false;
   const Picture picture{input.size(2), input.size(3)};

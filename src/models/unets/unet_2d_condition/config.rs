@@ -1,6 +1,6 @@
 //! `config.json` of a `UNet2DConditionModel`.
 
-use crate::configuration_utils::OneOrMany;
+use crate::configuration_utils::{ConfigMap, OneOrMany};
 use crate::error::{Error, Result};
 use crate::models::resnet::TimeEmbeddingNorm;
 use crate::nn::Activation;
@@ -124,6 +124,9 @@ pub struct UNet2DConditionConfig {
     pub cross_attention_norm: Option<String>,
     /// Changes nothing: concerns `addition_embed_type="text"`; 64.
     pub addition_embed_type_num_heads: i64,
+    /// Keys that mean nothing here: kept, and written back.
+    #[serde(flatten)]
+    pub other: ConfigMap,
 }
 
 impl Default for UNet2DConditionConfig {
@@ -179,6 +182,7 @@ impl Default for UNet2DConditionConfig {
             mid_block_only_cross_attention: None,
             cross_attention_norm: None,
             addition_embed_type_num_heads: 64,
+            other: ConfigMap::new(),
         }
     }
 }

@@ -280,6 +280,15 @@ fn schedulers_of_order_two_call_the_model_twice_a_step_but_for_the_last() {
 }
 
 #[test]
+fn levels_that_cannot_be_split_are_refused() {
+    let cosine = map(json!({"beta_schedule": "squaredcos_cap_v2"}));
+    let mut ancestral = KDPM2AncestralDiscreteScheduler::from_config(&cosine).unwrap();
+    let error = ancestral.set_timesteps(Timesteps::Steps(6)).unwrap_err().to_string();
+    assert!(error.contains("use more steps"), "{error}");
+    ancestral.set_timesteps(Timesteps::Steps(17)).unwrap();
+}
+
+#[test]
 fn given_noise_takes_the_place_of_fresh_noise() {
     let noise = Generator::cpu(7).unwrap().randn([1, 4, 2, 2], Kind::Float).unwrap();
     let mut ancestral = KDPM2AncestralDiscreteScheduler::from_config(&stable_diffusion()).unwrap();

@@ -11,7 +11,7 @@ use super::scheduling_utils::{Scheduler, SchedulerMixin, SchedulerOutput, StepOp
 use super::settings::settle;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::torch::TensorExt;
 use tch::Tensor;
 
@@ -104,7 +104,14 @@ impl Scheduler for KDPM2AncestralDiscreteScheduler {
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         let request = self.options.levels.request(timesteps, Self::CLASS_NAME)?;
-        self.layout = Layout::new(&self.options.levels, request, &self.levels, &self.config)?;
+        let layout = Layout::new(&self.options.levels, request, &self.levels, &self.config)?;
+        // Differs from diffusers: its picture is not a number then.
+        if layout.run.timesteps.iter().any(|timestep| timestep.is_nan()) {
+            return Err(Error::Argument(
+                "the noise levels of so few steps fall too steeply for ancestral noise in float32: use more steps".into(),
+            ));
+        }
+        self.layout = layout;
         self.sample = None;
         self.cursor = Cursor::default();
         Ok(())

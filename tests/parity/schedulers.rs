@@ -240,12 +240,12 @@ fn lms_walks_as_in_diffusers() {
 
 #[test]
 fn kdpm2_walks_as_in_diffusers() {
-    every_case_of(SchedulerKind::KDPM2Discrete, 25);
+    every_case_of(SchedulerKind::KDPM2Discrete, 18);
 }
 
 #[test]
 fn kdpm2_ancestral_walks_as_in_diffusers() {
-    every_case_of(SchedulerKind::KDPM2AncestralDiscrete, 25);
+    every_case_of(SchedulerKind::KDPM2AncestralDiscrete, 18);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! One integral over an interval, with the roundings of `scipy.integrate.quad`.
 
-/// The nodes of the 21-point Kronrod rule on [-1, 1], the ten that are above 0, from the outside in. Every second one, from
-/// the second on, is of the 10-point Gauss rule.
+/// The nodes of the 21-point Kronrod rule on [-1, 1], the ten that are above 0, from the outside in. Every second
+/// one, from the second on, is of the 10-point Gauss rule.
 const NODES: [f64; 10] = [
     0.995_657_163_025_808_1,
     0.973_906_528_517_171_7,

@@ -24,7 +24,7 @@ use updates::Update;
 
 /// DPM-Solver++, or another algorithm of its family, in groups of steps that rise from order 1 to `solver_order`.
 ///
-/// `lower_order_final` is set by [`Scheduler::set_timesteps`] where the number of steps or the final noise level need it.
+/// [`Scheduler::set_timesteps`] sets `lower_order_final` where the number of steps or the final noise level need it.
 #[derive(Debug)]
 pub struct DPMSolverSinglestepScheduler {
     options: Options,

@@ -106,9 +106,10 @@ impl Scheduler for KDPM2AncestralDiscreteScheduler {
         let request = self.options.levels.request(timesteps, Self::CLASS_NAME)?;
         let layout = Layout::new(&self.options.levels, request, &self.levels, &self.config)?;
         // Differs from diffusers: its picture is not a number then.
-        if layout.run.timesteps.iter().any(|timestep| timestep.is_nan()) {
+        if layout.midpoints.sigmas.iter().any(|sigma| sigma.is_nan()) {
             return Err(Error::Argument(
-                "the noise levels of so few steps fall too steeply for ancestral noise in float32: use more steps".into(),
+                "the noise levels of so few steps fall too steeply for ancestral noise in float32: use more steps"
+                    .into(),
             ));
         }
         self.layout = layout;

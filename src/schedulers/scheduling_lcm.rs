@@ -82,8 +82,8 @@ impl SchedulerMixin for LCMScheduler {
 impl LCMScheduler {
     /// Lays out a run over the timesteps that the model was distilled with.
     ///
-    /// `original_inference_steps` is their number, that of the configuration if none is given. Of `strength`, above 0 and
-    /// up to 1, only that share of them, the less noisy ones, is walked, as pipelines that start from a picture want it.
+    /// `original_inference_steps` is their number, that of the configuration if none is given. `strength`, above 0 and
+    /// up to 1, is the share of them that is walked, the less noisy ones, as pipelines from picture to picture want it.
     ///
     /// # Errors
     /// As [`Scheduler::set_timesteps`].

@@ -73,4 +73,4 @@ class HeunDiscreteScheduler(SchedulerMixin):
 
 def _refuse_other_training(scheduler: SchedulerMixin, num_train_timesteps: int | None) -> None:
     if num_train_timesteps not in (None, scheduler.config.num_train_timesteps):
-        raise NotImplementedError("`num_train_timesteps` is an option of the configuration: `from_config(..., num_train_timesteps=N)`")
+        raise NotImplementedError("`num_train_timesteps` is an option of the configuration: give it to `from_config`")

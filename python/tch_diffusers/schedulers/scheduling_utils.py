@@ -11,7 +11,7 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import Any, Callable, Optional, Sequence, TypeVar, Union
 
 import torch
 
@@ -220,5 +220,5 @@ class SchedulerMixin(ConfigMixin):
         return f"{type(self).__name__}({options})"
 
 
-def _numbers(timesteps: torch.Tensor | list[float] | float) -> list[float]:
+def _numbers(timesteps: torch.Tensor | Sequence[float] | float) -> list[float]:
     return [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]

@@ -1,7 +1,7 @@
 //! The update formulas of DEIS in rho = sigma / alpha.
 //!
-//! x / alpha moves by the integral of epsilon over rho, where epsilon is the polynomial in log(rho) through the last outputs
-//! of the model (equation 15 of the paper). The integrals of the polynomials' terms have closed forms.
+//! x / alpha moves by the integral of epsilon over rho, where epsilon is the polynomial in log(rho) through the last
+//! outputs of the model. The integrals of the polynomial's terms have closed forms.
 
 use super::super::arrays::{log_f32, through_libtorch};
 use super::super::half_log_snr::Point;

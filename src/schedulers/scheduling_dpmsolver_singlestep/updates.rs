@@ -1,8 +1,8 @@
 //! The update formulas of DPM-Solver's singlestep variants, in the papers' symbols.
 //!
-//! A group of steps begins at s, where the sample is kept, and knows the model's outputs there and since. Each update goes
-//! from s to t over all of the group: x_t = c x + c_0 D_0 + c_1 D_1 + c_2 D_2 + c_z z, with the coefficients of the multistep
-//! solver over the same interval, and differences that are taken from the group's first output.
+//! A group of steps begins at s, where the sample is kept, and knows the model's outputs there and since. Each update
+//! goes from s to t over all of the group: x_t = c x + c_0 D_0 + c_1 D_1 + c_2 D_2 + c_z z, with the coefficients of the
+//! multistep solver over the same interval, and differences that are taken from the group's first output.
 
 use super::super::half_log_snr::Point;
 use super::super::scheduling_dpmsolver_multistep::updates::{SolverType, Step};

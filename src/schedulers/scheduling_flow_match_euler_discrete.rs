@@ -137,7 +137,7 @@ impl SchedulerMixin for FlowMatchEulerDiscreteScheduler {
             true => sigma,
             false => options.shift as f32 * sigma / (1.0 + (options.shift - 1.0) as f32 * sigma),
         };
-        let trained = [shift(train / train), shift(1.0 / train)];
+        let trained = [shift(1.0), shift(1.0 / train)];
         let (timesteps, sigmas, cursor) = Default::default();
         Ok(Self { options, config, trained, timesteps, sigmas, cursor })
     }

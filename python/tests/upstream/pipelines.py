@@ -2,20 +2,23 @@
 
 `python pipelines.py PATH` takes the path of an unmodified checkout of diffusers, of version 0.42 or near. Its tests make tiny
 models with diffusers; those are saved, and loaded by `tch_diffusers`. Their tokenizer lies on the hub: where it is not in the
-local cache the bundled model's takes its place. Pictures of models that were never trained hang on the prompt by less than the
-tests' tolerance, so that the slices hold all the same.
+local cache the bundled model's takes its place, each test is first run with diffusers' pipeline, and what that drew takes the
+place of the hard-coded slice.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from run import Recorder, collect, report
 
+TOKENIZER = "hf-internal-testing/tiny-random-clip"
 TESTED = "tests/pipelines/stable_diffusion/test_stable_diffusion.py"
 NAMES = (
     "ddim",
@@ -43,45 +46,74 @@ def adopted() -> type:
 
     class StableDiffusionPipeline:
         def __new__(cls, **components: Any) -> Any:
+            # A file does not say which options were left at their defaults, which another scheduler has of its own.
+            scheduler = components["scheduler"]
+            if type(scheduler) is diffusers.DDIMScheduler:
+                scheduler = tch_diffusers.DDIMScheduler.from_config(scheduler.config)
+            saved = theirs(**{**components, "scheduler": diffusers.DDIMScheduler()}, requires_safety_checker=False)
             with tempfile.TemporaryDirectory() as folder:
-                theirs(**components, requires_safety_checker=False).save_pretrained(folder)
-                return tch_diffusers.StableDiffusionPipeline.from_pretrained(folder)
+                saved.save_pretrained(folder)
+                return tch_diffusers.StableDiffusionPipeline.from_pretrained(folder, scheduler=scheduler)
 
     return StableDiffusionPipeline
 
 
-def stand_in(tokenizer: Any) -> Any:
-    """`from_pretrained` of a tokenizer that reads the bundled model's where the hub's is not at hand."""
-    from tch_diffusers.utils import bundled_model
+class Setting:
+    """Has each test find these names in its module, and this pipeline in its class."""
 
-    original = tokenizer.from_pretrained
+    def __init__(self, pipeline: type, names: dict[str, Any]) -> None:
+        self.pipeline, self.names = pipeline, names
 
-    def from_pretrained(name: str, **options: Any) -> Any:
-        try:
-            return original(name, **options, local_files_only=True)
-        except OSError:
-            return original(str(bundled_model() / "tokenizer"), **options)
+    def pytest_runtest_setup(self, item: Any) -> None:
+        """Before the test's own fixtures."""
+        item.cls.pipeline_class = self.pipeline
+        for name, value in self.names.items():
+            setattr(item.module, name, value)
 
-    return from_pretrained
+
+class Pictures:
+    """What diffusers drew in each test, in the place of what its authors once wrote down."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, torch.Tensor] = {}
+
+    def keep(self, actual: torch.Tensor, expected: torch.Tensor, **bounds: float) -> None:
+        """In the place of `assert_tensors_close`."""
+        self.known[os.environ["PYTEST_CURRENT_TEST"]] = actual
+
+    def compare(self, actual: torch.Tensor, expected: torch.Tensor, **bounds: float) -> None:
+        """In the place of `assert_tensors_close`, when this package draws."""
+        torch.testing.assert_close(actual, self.known[os.environ["PYTEST_CURRENT_TEST"]], atol=1e-5, rtol=0)
 
 
 def run(checkout: Path, verbose: bool = False) -> Recorder:
     """Runs the tests that there is everything for."""
+    import diffusers
     import transformers
+    from huggingface_hub import try_to_load_from_cache
 
     import tch_diffusers
+    from tch_diffusers.utils import bundled_model
 
     file = checkout / TESTED
     if not file.is_file():
         raise SystemExit(f"{checkout} is no checkout of diffusers: {file} is missing")
-    resolved = {name: getattr(tch_diffusers, name) for name in SCHEDULERS} | {"StableDiffusionPipeline": adopted()}
     tests = [f"{file}::TestStableDiffusionPipeline::test_stable_diffusion_{name}" for name in NAMES]
-    before = transformers.CLIPTokenizer.from_pretrained
-    transformers.CLIPTokenizer.from_pretrained = stand_in(transformers.CLIPTokenizer)
+    ours = {name: getattr(tch_diffusers, name) for name in SCHEDULERS}
+    theirs = {name: getattr(diffusers, name) for name in SCHEDULERS}
+    original = transformers.CLIPTokenizer.from_pretrained
+    if isinstance(try_to_load_from_cache(TOKENIZER, "vocab.json"), str):
+        return collect(checkout, tests, {}, verbose, Setting(adopted(), ours))
+    transformers.CLIPTokenizer.from_pretrained = lambda name, **options: original(str(bundled_model() / "tokenizer"), **options)
+    pictures = Pictures()
     try:
-        return collect(checkout, tests, resolved, verbose)
+        drawn = Setting(diffusers.StableDiffusionPipeline, theirs | {"assert_tensors_close": pictures.keep})
+        failures = collect(checkout, tests, {}, verbose, drawn).failures
+        if failures:
+            raise SystemExit(f"diffusers' own pipeline fails: {failures[0]}")
+        return collect(checkout, tests, {}, verbose, Setting(adopted(), ours | {"assert_tensors_close": pictures.compare}))
     finally:
-        transformers.CLIPTokenizer.from_pretrained = before
+        transformers.CLIPTokenizer.from_pretrained = original
 
 
 def main() -> int:

@@ -77,8 +77,10 @@ def run(checkout: Path, verbose: bool = False) -> Recorder:
     return collect(checkout, map(str, files), {name: getattr(tch_diffusers, name) for name in SCHEDULERS.values()}, verbose)
 
 
-def collect(checkout: Path, tests: Iterable[str], resolved: dict[str, Any], verbose: bool) -> Recorder:
-    """Runs files or single tests of the checkout, with the names in `resolved` as `diffusers` has them."""
+def collect(
+    checkout: Path, tests: Iterable[str], resolved: dict[str, Any], verbose: bool, *plugins: Any
+) -> Recorder:
+    """Runs files or single tests of the checkout, with the names in `resolved` in the place of those in `diffusers`."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import diffusers
     import pytest
@@ -92,8 +94,9 @@ def collect(checkout: Path, tests: Iterable[str], resolved: dict[str, Any], verb
     os.chdir(checkout)
     quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     try:
-        with unittest.mock.patch.multiple(diffusers, **resolved), quiet:
-            pytest.main([*arguments, *tests], plugins=[recorder])
+        replaced = unittest.mock.patch.multiple(diffusers, **resolved) if resolved else contextlib.nullcontext()
+        with replaced, quiet:
+            pytest.main([*arguments, *tests], plugins=[recorder, *plugins])
     finally:
         os.chdir(before)
         sys.path.remove(str(checkout))

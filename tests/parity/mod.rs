@@ -11,6 +11,8 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod shards;
+mod single_file;
 mod streams;
 mod tracing;
 mod unet;

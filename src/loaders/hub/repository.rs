@@ -27,7 +27,7 @@ pub(super) enum Found {
     /// The Hub was not asked, or does not answer: this folder of the cache is what there is.
     Cached(PathBuf),
     /// The Hub says what there is.
-    Listed(Repository),
+    Listed(Box<Repository>),
 }
 
 impl Repository {
@@ -71,7 +71,8 @@ impl Repository {
         let (commit, files) =
             read_listing(&listing).map_err(|why| explain(Refusal::Foreign(format!("{url}: {why}"))))?;
         let progress_bar = options.shows_progress();
-        Ok(Found::Listed(Self { client, cache, id: id.into(), revision, commit, files, progress_bar }))
+        let id = id.into();
+        Ok(Found::Listed(Box::new(Self { client, cache, id, revision, commit, files, progress_bar })))
     }
 
     /// Brings all `files` here that are not yet, and notes that the revision is this commit. Gives the snapshot's folder.

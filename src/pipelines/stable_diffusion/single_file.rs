@@ -85,7 +85,7 @@ impl SingleFileLoader {
         let path = folder.join("config.json");
         let in_file = |error: Error| error.in_file(&path);
         let config = from_map(&read_json::<ConfigMap>(&path)?).map_err(in_file)?;
-        let checkpoint = Checkpoint::open(&[self.file.clone()], keys, Some(self.torch_dtype), self.device)?;
+        let checkpoint = Checkpoint::open(std::slice::from_ref(&self.file), keys, Some(self.torch_dtype), self.device)?;
         let model = M::from_weights(config, &checkpoint).map_err(in_file)?;
         checkpoint.finish()?;
         Ok(model)

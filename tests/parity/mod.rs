@@ -3,6 +3,7 @@
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
+mod flux;
 mod fused;
 mod images;
 mod memory;
@@ -14,6 +15,7 @@ mod schedulers;
 mod shards;
 mod single_file;
 mod streams;
+mod t5;
 mod tracing;
 mod unet;
 mod unet_config;

@@ -2,6 +2,7 @@
 
 use crate::support::{generated, json, record, tensors};
 use tch::{Device, Kind, Tensor};
+use tch_diffusers::loaders::KeyMap;
 use tch_diffusers::loaders::single_file::{ldm_clip_key, ldm_unet_key, ldm_vae_key};
 use tch_diffusers::nn::Module;
 use tch_diffusers::{Error, StableDiffusionPipeline, UNet2DConditionModel};
@@ -9,7 +10,7 @@ use tch_diffusers::{Error, StableDiffusionPipeline, UNet2DConditionModel};
 #[test]
 fn every_key_gets_the_name_that_diffusers_gives_it() {
     let pairs = json(&generated("single_file").join("names/pairs.json"));
-    let maps: [(&str, fn(&str) -> Option<String>, usize); 3] =
+    let maps: [(&str, KeyMap, usize); 3] =
         [("unet", ldm_unet_key, 686), ("vae", ldm_vae_key, 248), ("text_encoder", ldm_clip_key, 196)];
     for (part, name, count) in maps {
         let pairs = pairs[part].as_object().unwrap();

@@ -1,10 +1,12 @@
 //! What the tests share: diffusers' own results, and the table of differences to them.
 
 mod checkpoint;
+mod hub_server;
 mod simulated;
 mod transfers;
 
 pub(crate) use checkpoint::Checkpoint;
+pub(crate) use hub_server::{COMMIT, Fault, HubServer};
 use serde_json::Value;
 pub(crate) use simulated::Simulated;
 use std::collections::BTreeMap;

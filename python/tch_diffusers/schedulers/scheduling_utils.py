@@ -17,7 +17,8 @@ import torch
 
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.configuration_utils import ConfigMixin, from_json, to_json
-from tch_diffusers.utils import HUB_ARGUMENTS, BaseOutput, Generators, generators_of, local_folder
+from tch_diffusers.utils import BaseOutput, Generators, generators_of
+from tch_diffusers.utils.hub import HUB_ARGUMENTS, local_folder
 
 __all__ = ["SchedulerMixin", "SchedulerOutput", "Timestep", "register_to_config"]
 
@@ -114,7 +115,7 @@ class SchedulerMixin(ConfigMixin):
     ) -> Any:
         """The scheduler that was saved in a folder, or in its `subfolder`."""
         hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **hub) / (subfolder or "")
+        folder = local_folder(pretrained_model_name_or_path, subfolder, **hub) / (subfolder or "")
         return cls.from_config(from_json(_tch_diffusers.Scheduler.load_config(folder)), return_unused_kwargs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ mod memory_report;
 mod offload;
 mod pipeline_stable_diffusion;
 mod reset;
+mod single_file;
 mod traced;
 
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
@@ -18,3 +19,4 @@ pub use guidance::{get_guidance_scale_embedding, rescale_noise_cfg};
 pub use loading::StableDiffusionLoader;
 pub use memory_report::{CallMemory, MemoryReport, Saving, StageMemory};
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};
+pub use single_file::SingleFileLoader;

@@ -5,6 +5,7 @@
 
 mod cli;
 mod floors;
+mod from_pictures;
 mod gpu;
 mod loading;
 mod memory_combinations;

@@ -8,6 +8,7 @@ mod memory;
 mod offload;
 mod outcome;
 mod parameters;
+mod source;
 mod speed;
 mod trace;
 

@@ -16,7 +16,8 @@ use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::TracedUNet;
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::pipelines::stable_diffusion::{
-    StableDiffusionCall, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, TakesSize,
+    StableDiffusionCall, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
+    TakesSize,
 };
 use tch_diffusers::schedulers::SchedulerKind;
 use tch_diffusers::utils::{assets::bundled_model, image::write_png, progress::ProgressBarConfig};

@@ -78,7 +78,8 @@ impl VaeImageProcessor {
             return Err(Error::Argument("no picture was given".into()));
         };
         if self.do_resize {
-            let (height, width) = (options.height.unwrap_or(first.height as i64), options.width.unwrap_or(first.width as i64));
+            let (height, width) =
+                (options.height.unwrap_or(first.height as i64), options.width.unwrap_or(first.width as i64));
             let (height, width) = self.multiples(height, width);
             let resized = rasters.iter().map(|image| self.resize_raster(image, height, width, options.resize_mode));
             rasters = resized.collect::<Result<_>>()?;
@@ -114,8 +115,7 @@ impl VaeImageProcessor {
         if options.resize_mode != ResizeMode::Default {
             return Err(Error::Argument("a tensor can only be stretched: give pictures to fill or to crop".into()));
         }
-        let (height, width) =
-            self.multiples(options.height.unwrap_or(own_height), options.width.unwrap_or(own_width));
+        let (height, width) = self.multiples(options.height.unwrap_or(own_height), options.width.unwrap_or(own_width));
         self.finish(&interpolate(&tensor, height, width)?, normalize)
     }
 

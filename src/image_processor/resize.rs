@@ -111,7 +111,12 @@ impl Placed {
         Self::resized(image, (columns, rows), (width, height), filter)
     }
 
-    fn resized(image: &Raster, (columns, rows): (i64, i64), (width, height): (i64, i64), filter: Filter) -> Result<Self> {
+    fn resized(
+        image: &Raster,
+        (columns, rows): (i64, i64),
+        (width, height): (i64, i64),
+        filter: Filter,
+    ) -> Result<Self> {
         let image = resize(image, columns, rows, filter)?;
         Ok(Self { image, left: width / 2 - columns / 2, top: height / 2 - rows / 2 })
     }

@@ -12,7 +12,7 @@ use super::half_log_snr::{Point, alpha_sigma_tensors};
 use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
 use super::settings::settle;
 use super::sigmas::{FinalSigmasType, LogSigmas, SigmaRange, lu};
-use super::step_math::{Thresholding, axpby, mix, remove_and_divide, scaled, sum};
+use super::step_math::{Thresholding, axpby, mix, onto, remove_and_divide, scaled};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::torch::{TensorExt, randn_tensor};
@@ -148,7 +148,7 @@ impl DPMSolverMultistepScheduler {
                 PredictionType::Epsilon => remove_and_divide(sample, sigma, &output, alpha)?,
                 PredictionType::Sample => output,
                 PredictionType::VPrediction => axpby(alpha, sample, -sigma, &output)?,
-                PredictionType::FlowPrediction => sum(scaled(-self.sigmas[index], &output)?, sample)?,
+                PredictionType::FlowPrediction => onto(sample, scaled(-self.sigmas[index], &output)?)?,
             };
             return match thresholding {
                 Some(thresholding) => thresholding.apply(&x0),

@@ -46,9 +46,11 @@ fn resized_pictures_equal_pillows() {
     assert!(cases.len() > 200, "{} cases are too few", cases.len());
     for case in cases {
         let (text, integer) = (|key: &str| case[key].as_str().unwrap(), |key: &str| case[key].as_i64().unwrap());
-        let processor = VaeImageProcessor { resample: text("resample").parse().unwrap(), ..VaeImageProcessor::default() };
+        let processor =
+            VaeImageProcessor { resample: text("resample").parse().unwrap(), ..VaeImageProcessor::default() };
         let mode = text("resize_mode").parse().unwrap();
-        let found = processor.resize(&picture(&tensors[text("in")]), integer("height"), integer("width"), mode).unwrap();
+        let found =
+            processor.resize(&picture(&tensors[text("in")]), integer("height"), integer("width"), mode).unwrap();
         record("image processor", text("out"), "resize", difference(&found, &tensors[text("out")]), 0.0);
     }
 }
@@ -93,7 +95,8 @@ fn tensors_of_pictures_become_the_tensors_that_diffusers_makes() {
     let cases: Vec<_> = tensors.keys().filter_map(|key| key.strip_suffix(".in")).collect();
     assert_eq!(cases.len(), 8);
     for case in cases {
-        let processor = if case.starts_with("mask") { VaeImageProcessor::for_masks(8) } else { VaeImageProcessor::new(8) };
+        let processor =
+            if case.starts_with("mask") { VaeImageProcessor::for_masks(8) } else { VaeImageProcessor::new(8) };
         let (height, width) = match case {
             "sized" => (Some(40), Some(16)),
             "mask" => (Some(48), Some(16)),

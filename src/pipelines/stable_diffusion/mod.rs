@@ -24,10 +24,6 @@ pub use guidance::{get_guidance_scale_embedding, rescale_noise_cfg};
 pub use loading::StableDiffusionLoader;
 pub use memory_report::{CallMemory, MemoryReport, Saving, StageMemory};
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};
-pub use pipeline_stable_diffusion_img2img::{
-    ImageToImage, StableDiffusionImg2ImgCall, StableDiffusionImg2ImgPipeline,
-};
-pub use pipeline_stable_diffusion_inpaint::{
-    Inpainting, StableDiffusionInpaintCall, StableDiffusionInpaintPipeline,
-};
+pub use pipeline_stable_diffusion_img2img::{ImageToImage, StableDiffusionImg2ImgCall, StableDiffusionImg2ImgPipeline};
+pub use pipeline_stable_diffusion_inpaint::{Inpainting, StableDiffusionInpaintCall, StableDiffusionInpaintPipeline};
 pub use task::{TakesSize, TextToImage};

@@ -58,7 +58,11 @@ impl StableDiffusionImg2ImgPipeline {
     ///
     /// # Shapes
     /// `prompt_embeds` is `[batch, tokens, hidden_size]`. With guidance, `negative_prompt_embeds` is needed as well.
-    pub fn call_embeds(&mut self, prompt_embeds: Tensor, image: impl Into<ImageInput>) -> StableDiffusionImg2ImgCall<'_> {
+    pub fn call_embeds(
+        &mut self,
+        prompt_embeds: Tensor,
+        image: impl Into<ImageInput>,
+    ) -> StableDiffusionImg2ImgCall<'_> {
         StableDiffusionCall::of_embeds(&mut self.0, prompt_embeds, ImageToImage::new(image.into()))
     }
 

@@ -273,7 +273,8 @@ impl Task for Inpainting {
         let region = self.crop_region(size)?;
         match (region, &self.image, &self.mask_image, images) {
             (Some(_), ImageInput::Images(image), ImageInput::Images(mask), Images::Image(drawn)) => {
-                let put_back = |drawn: &DynamicImage| pipe.image_processor.apply_overlay(&mask[0], &image[0], drawn, region);
+                let put_back =
+                    |drawn: &DynamicImage| pipe.image_processor.apply_overlay(&mask[0], &image[0], drawn, region);
                 Ok(Images::Image(drawn.iter().map(put_back).collect::<Result<_>>()?))
             }
             (.., images) => Ok(images),

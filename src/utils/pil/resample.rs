@@ -155,13 +155,19 @@ pub(crate) fn resize_box(
     }
     let transparent = matches!(image.channels, 2 | 4);
     let mut resized = if transparent { Cow::Owned(premultiplied(image)) } else { Cow::Borrowed(image) };
-    if columns != image.width || [left, right] != [0, image.width] {
-        let taps = taps(filter, image.width, [left as f64, right as f64], columns);
-        resized = Cow::Owned(horizontal(&resized, &taps));
-    }
-    if rows != image.height || [top, bottom] != [0, image.height] {
-        let taps = taps(filter, image.height, [top as f64, bottom as f64], rows);
-        resized = Cow::Owned(vertical(&resized, &taps));
+    let across = columns != image.width || [left, right] != [0, image.width];
+    let down = rows != image.height || [top, bottom] != [0, image.height];
+    let fewer = |from: usize, to: usize| from as i64 - to as i64;
+    let down_first = rows < image.height && fewer(image.height, rows) > 2 * fewer(image.width, columns);
+    // Each pass rounds, so that their order counts.
+    for pass_down in [down_first, !down_first] {
+        if pass_down && down {
+            let taps = taps(filter, image.height, [top as f64, bottom as f64], rows);
+            resized = Cow::Owned(vertical(&resized, &taps));
+        } else if !pass_down && across {
+            let taps = taps(filter, image.width, [left as f64, right as f64], columns);
+            resized = Cow::Owned(horizontal(&resized, &taps));
+        }
     }
     Ok(if transparent { divided(&resized) } else { resized.into_owned() })
 }

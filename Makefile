@@ -1,7 +1,7 @@
 # make demo        draws a picture with the bundled model
 # make test        every test: Rust, parity against diffusers, Python
 # make wheel       the Python package, a wheel in target/wheels
-# make upstream CHECKOUT=PATH  diffusers' own scheduler tests, of a checkout of diffusers, on the Python package's classes
+# make upstream CHECKOUT=PATH  diffusers' own tests of schedulers and pipelines, of a checkout of diffusers, on the Python package
 # make parity      the table of differences to diffusers, from the last `make test`
 # make judge       how many of 200 prompts the bundled model draws right, here and in diffusers
 # make bench       time and memory side by side with diffusers, then `make bench-speed`
@@ -46,6 +46,7 @@ install-wheel: wheel
 
 upstream: install-wheel
 	$(PYTHON_ENV) python/tests/upstream/run.py $(CHECKOUT)
+	$(PYTHON_ENV) python/tests/upstream/pipelines.py $(CHECKOUT)
 
 fixtures: python
 	@$(PYTHON_ENV) tests/fixtures/make.py

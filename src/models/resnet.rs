@@ -214,9 +214,7 @@ impl ResnetBlock2D {
             Some(conv_shortcut) => conv_shortcut.forward(&input)?,
             None => input,
         };
-        // Of two layouts the sum takes its first term's, which is the input.
-        let alike = hidden_states.stride() == input.stride();
-        let output = if alike { hidden_states.add_into(&input)? } else { input.f_add(&hidden_states)? };
+        let output = hidden_states.add_into(&input)?;
         Ok(if self.config.output_scale_factor == 1.0 {
             output
         } else {

@@ -21,5 +21,5 @@ pub use fused_linear::FusedLinear;
 pub use hook::{BroughtWeights, Hook, Next};
 pub use linear::Linear;
 pub use node::{Module, Node, Param};
-pub use norm::{GroupNorm, LayerNorm};
+pub use norm::{GroupNorm, LayerNorm, RMSNorm};
 pub use scope::{RandomWeights, Scope, Weights};

@@ -49,8 +49,8 @@ impl Module for GroupNorm {
 #[derive(Debug)]
 pub struct LayerNorm {
     node: Node,
-    weight: Param,
-    bias: Param,
+    /// Weight and bias.
+    affine: Option<[Param; 2]>,
     dim: i64,
     eps: f64,
 }
@@ -61,9 +61,14 @@ impl LayerNorm {
     /// # Errors
     /// If the weights cannot be had.
     pub fn new(scope: Scope<'_>, dim: i64, eps: f64) -> Result<Self> {
-        let weight = scope.param("weight", &[dim])?;
-        let bias = scope.param("bias", &[dim])?;
-        Ok(Self { node: scope.finish::<Self>(), weight, bias, dim, eps })
+        let affine = Some([scope.param("weight", &[dim])?, scope.param("bias", &[dim])?]);
+        Ok(Self { node: scope.finish::<Self>(), affine, dim, eps })
+    }
+
+    /// Without weight and bias: `elementwise_affine=False`.
+    #[must_use]
+    pub fn without_affine(scope: Scope<'_>, dim: i64, eps: f64) -> Self {
+        Self { node: scope.finish::<Self>(), affine: None, dim, eps }
     }
 
     /// # Shapes
@@ -73,14 +78,55 @@ impl LayerNorm {
     /// If the last dimension is not `dim`.
     pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
-            let (weight, bias) = (self.weight.get(), self.bias.get());
-            Ok([hidden_states.f_layer_norm([self.dim], Some(&weight), Some(&bias), self.eps, true)?])
+            let [weight, bias] = match &self.affine {
+                Some(affine) => affine.each_ref().map(|param| Some(param.get())),
+                None => [None, None],
+            };
+            Ok([hidden_states.f_layer_norm([self.dim], weight, bias, self.eps, true)?])
         })?;
         Ok(hidden_states)
     }
 }
 
 impl Module for LayerNorm {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// The twin of `torch.nn.RMSNorm` over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
+#[derive(Debug)]
+pub struct RMSNorm {
+    node: Node,
+    weight: Param,
+    dim: i64,
+    eps: f64,
+}
+
+impl RMSNorm {
+    /// Reads `weight`, `[dim]`.
+    ///
+    /// # Errors
+    /// If the weight cannot be had.
+    pub fn new(scope: Scope<'_>, dim: i64, eps: f64) -> Result<Self> {
+        let weight = scope.param("weight", &[dim])?;
+        Ok(Self { node: scope.finish::<Self>(), weight, dim, eps })
+    }
+
+    /// # Shapes
+    /// `[.., dim]`, and the same comes out.
+    ///
+    /// # Errors
+    /// If the last dimension is not `dim`.
+    pub fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
+            Ok([hidden_states.f_rms_norm([self.dim], Some(&self.weight.get()), self.eps)?])
+        })?;
+        Ok(hidden_states)
+    }
+}
+
+impl Module for RMSNorm {
     fn node(&self) -> &Node {
         &self.node
     }

@@ -9,6 +9,7 @@ mod scheduling_ddim;
 mod scheduling_dpmsolver_multistep;
 mod scheduling_euler_ancestral_discrete;
 mod scheduling_euler_discrete;
+mod scheduling_flow_match_euler_discrete;
 mod scheduling_pndm;
 mod scheduling_unipc_multistep;
 mod scheduling_utils;
@@ -23,6 +24,7 @@ pub use scheduling_ddim::DDIMScheduler;
 pub use scheduling_dpmsolver_multistep::DPMSolverMultistepScheduler;
 pub use scheduling_euler_ancestral_discrete::EulerAncestralDiscreteScheduler;
 pub use scheduling_euler_discrete::EulerDiscreteScheduler;
+pub use scheduling_flow_match_euler_discrete::FlowMatchEulerDiscreteScheduler;
 pub use scheduling_pndm::PNDMScheduler;
 pub use scheduling_unipc_multistep::UniPCMultistepScheduler;
 pub use scheduling_utils::{

@@ -31,6 +31,12 @@ pub trait TensorExt {
     /// [`Error::Torch`] if the shapes do not broadcast.
     fn add_into(self, other: &Tensor) -> Result<Tensor>;
 
+    /// `self * other`, as [`TensorExt::add_into`] adds.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if the shapes do not broadcast.
+    fn mul_into(self, other: &Tensor) -> Result<Tensor>;
+
     /// Whether nothing else can see the elements: no other handle, no view.
     ///
     /// # Errors
@@ -70,12 +76,11 @@ impl TensorExt for Tensor {
     }
 
     fn add_into(mut self, other: &Tensor) -> Result<Tensor> {
-        let (size, addend) = (self.size(), other.size());
-        let broadcasts = addend.iter().rev().zip(size.iter().rev()).all(|(side, own)| side == own || *side == 1);
-        // A new tensor could be laid out otherwise where the two are, and layouts decide how later operations round.
-        let laid_out_alike = size != addend || self.stride() == other.stride();
-        let fits = self.f_kind()? == other.f_kind()? && size.len() >= addend.len() && broadcasts && laid_out_alike;
-        Ok(if fits && self.is_unshared()? { self.f_add_(other)? } else { self.f_add(other)? })
+        Ok(if can_hold(&self, other)? { self.f_add_(other)? } else { self.f_add(other)? })
+    }
+
+    fn mul_into(mut self, other: &Tensor) -> Result<Tensor> {
+        Ok(if can_hold(&self, other)? { self.f_mul_(other)? } else { self.f_mul(other)? })
     }
 
     fn is_unshared(&self) -> Result<bool> {
@@ -100,6 +105,16 @@ impl TensorExt for Tensor {
             worst.max(if difference.is_nan() { f64::INFINITY } else { difference })
         }))
     }
+}
+
+/// Whether the memory of `tensor` can take the result of an operation on it and `other`, unseen and with the same bits.
+fn can_hold(tensor: &Tensor, other: &Tensor) -> Result<bool> {
+    let (size, addend) = (tensor.size(), other.size());
+    let broadcasts = addend.iter().rev().zip(size.iter().rev()).all(|(side, own)| side == own || *side == 1);
+    // A new tensor could be laid out otherwise where the two are, and layouts decide how later operations round.
+    let laid_out_alike = size != addend || tensor.stride() == other.stride();
+    let fits = tensor.f_kind()? == other.f_kind()? && size.len() >= addend.len() && broadcasts && laid_out_alike;
+    Ok(fits && tensor.is_unshared()?)
 }
 
 /// Names of dtypes as torch spells them.

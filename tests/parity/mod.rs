@@ -3,6 +3,7 @@
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
+mod flux;
 mod fused;
 mod image_processor;
 mod images;
@@ -15,6 +16,7 @@ mod pipeline;
 mod resnet;
 mod schedulers;
 mod streams;
+mod t5;
 mod tracing;
 mod unet;
 mod unet_config;

@@ -15,7 +15,9 @@ import os
 import sys
 import unittest.mock
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -61,15 +63,21 @@ def run(checkout: Path, verbose: bool = False) -> Recorder:
     if missing:
         raise SystemExit(f"{checkout} is no checkout of diffusers: {missing[0]} is missing")
 
+    import tch_diffusers
+
+    return collect(checkout, map(str, files), {name: getattr(tch_diffusers, name) for name in SCHEDULERS.values()}, verbose)
+
+
+def collect(
+    checkout: Path, tests: Iterable[str], resolved: dict[str, Any], verbose: bool, *plugins: Any
+) -> Recorder:
+    """Runs files or single tests of the checkout, with the names in `resolved` in the place of those in `diffusers`."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import diffusers
     import pytest
 
-    import tch_diffusers
-
     recorder = Recorder()
-    resolved = {name: getattr(tch_diffusers, name) for name in SCHEDULERS.values()}
-    # `--noconftest`: the checkout's conftest wants packages that schedulers do not need.
+    # `--noconftest`: the checkout's conftest wants packages that these tests do not need.
     arguments = ["-q", "--noconftest", "-p", "no:cacheprovider", "-p", "no:doctest", f"--rootdir={checkout}", "-c", os.devnull]
     before = Path.cwd()
     sys.path.insert(0, str(checkout))
@@ -77,12 +85,26 @@ def run(checkout: Path, verbose: bool = False) -> Recorder:
     os.chdir(checkout)
     quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     try:
-        with unittest.mock.patch.multiple(diffusers, **resolved), quiet:
-            pytest.main([*arguments, *map(str, files)], plugins=[recorder])
+        replaced = unittest.mock.patch.multiple(diffusers, **resolved) if resolved else contextlib.nullcontext()
+        with replaced, quiet:
+            pytest.main([*arguments, *tests], plugins=[recorder, *plugins])
     finally:
         os.chdir(before)
         sys.path.remove(str(checkout))
     return recorder
+
+
+def report(recorder: Recorder) -> int:
+    """Prints the table, and says as a status whether all is well."""
+    columns = ("passed", "failed", "skipped", "excepted")
+    print(f"{'file':38}" + "".join(f"{column:>10}" for column in columns))
+    for file, counts in sorted(recorder.counts.items()):
+        print(f"{file:38}" + "".join(f"{counts[column]:>10}" for column in columns))
+    for name, reason in recorder.failures:
+        print(f"failed: {name}: {reason}")
+    for name in sorted(recorder.excused):
+        print(f"excepted: {name}: {EXCEPTIONS[name]}")
+    return 1 if recorder.failures or not recorder.counts else 0
 
 
 def main() -> int:
@@ -93,18 +115,10 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="shows what pytest prints")
     options = parser.parse_args()
     recorder = run(options.checkout.resolve(), options.verbose)
-    columns = ("passed", "failed", "skipped", "excepted")
-    print(f"{'file':38}" + "".join(f"{column:>10}" for column in columns))
-    for file, counts in sorted(recorder.counts.items()):
-        print(f"{file:38}" + "".join(f"{counts[column]:>10}" for column in columns))
-    for name, reason in recorder.failures:
-        print(f"failed: {name}: {reason}")
-    for name in sorted(recorder.excused):
-        print(f"excepted: {name}: {EXCEPTIONS[name]}")
     if options.json:
         table = {file: dict(counts) for file, counts in sorted(recorder.counts.items())}
         options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    return 1 if recorder.failures or not recorder.counts else 0
+    return report(recorder)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,12 @@ mod clip_encoder;
 mod clip_special_tokens;
 mod clip_tokenizer;
 mod clip_tokenizer_files;
+mod t5;
+mod t5_config;
+mod t5_layers;
 
 pub use clip::{CLIPTextModel, CLIPTextModelOutput, CLIPTextModelWithProjection, CLIPTextModelWithProjectionOutput};
 pub use clip_config::CLIPTextConfig;
 pub use clip_tokenizer::{CLIPTokenizer, TextInputs};
+pub use t5::T5EncoderModel;
+pub use t5_config::T5Config;

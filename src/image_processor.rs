@@ -2,8 +2,19 @@
 //!
 //! Mirrors `VaeImageProcessor` of `diffusers/image_processor.py` (0.42.1).
 
+mod input;
+mod overlay;
+mod preprocess;
+mod resize;
+
+pub use input::ImageInput;
+pub use overlay::CropRegion;
+pub use preprocess::PreprocessOptions;
+pub(crate) use preprocess::interpolate;
+pub use resize::{Resample, ResizeMode};
+
 use crate::error::{Error, Result};
-use image::{ColorType, DynamicImage, GrayImage, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage};
 use std::str::FromStr;
 use tch::{Device, Kind, Tensor};
 
@@ -86,10 +97,22 @@ fn not_images() -> Error {
 /// Turns pictures into the VAE's input, and its output into pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VaeImageProcessor {
-    /// What the sides of a picture are multiples of, in pixels; 8.
+    /// What the sides of a picture are made multiples of, in pixels; 8.
     pub vae_scale_factor: i64,
+    /// A tensor of this many channels is taken for latents and left as it is; 4.
+    pub vae_latent_channels: i64,
+    /// Whether pictures are resized, to what is asked for or to the next smaller multiples of `vae_scale_factor`; yes.
+    pub do_resize: bool,
+    /// What weighs the pixels when pictures are resized; [`Resample::Lanczos`].
+    pub resample: Resample,
     /// Whether the VAE's values lie in [-1, 1] rather than in [0, 1]; yes.
     pub do_normalize: bool,
+    /// Whether values become 0 or 1, as of a mask: 1 from 0.5 on; no.
+    pub do_binarize: bool,
+    /// Whether pictures are brought to colour, without transparency; no.
+    pub do_convert_rgb: bool,
+    /// Whether pictures are brought to grey, unless they are brought to colour; no.
+    pub do_convert_grayscale: bool,
 }
 
 impl Default for VaeImageProcessor {
@@ -102,7 +125,22 @@ impl VaeImageProcessor {
     /// For a VAE that shrinks pictures by `vae_scale_factor` along each side.
     #[must_use]
     pub fn new(vae_scale_factor: i64) -> Self {
-        Self { vae_scale_factor, do_normalize: true }
+        Self {
+            vae_scale_factor,
+            vae_latent_channels: 4,
+            do_resize: true,
+            resample: Resample::Lanczos,
+            do_normalize: true,
+            do_binarize: false,
+            do_convert_rgb: false,
+            do_convert_grayscale: false,
+        }
+    }
+
+    /// For the masks of inpainting: grey, and each value 0 or 1.
+    #[must_use]
+    pub fn for_masks(vae_scale_factor: i64) -> Self {
+        Self { do_normalize: false, do_binarize: true, do_convert_grayscale: true, ..Self::new(vae_scale_factor) }
     }
 
     /// Turns what the VAE decoded into `output_type`; latents come back as they are.
@@ -124,44 +162,6 @@ impl VaeImageProcessor {
         }
     }
 
-    /// Turns pictures of one size, in colour or grey, into the VAE's input.
-    ///
-    /// # Shapes
-    /// `[batch, channels, height, width]` comes out, float32 on the CPU.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if there are none, or their sizes or colours differ. [`Error::Unsupported`] if a side is no
-    /// multiple of `vae_scale_factor`, or the pictures are neither 8-bit colour nor 8-bit grey.
-    pub fn preprocess(&self, images: &[DynamicImage]) -> Result<Tensor> {
-        let Some(first) = images.first() else {
-            return Err(Error::Argument("no picture was given".into()));
-        };
-        let (width, height) = (i64::from(first.width()), i64::from(first.height()));
-        if width % self.vae_scale_factor != 0 || height % self.vae_scale_factor != 0 {
-            return Err(Error::Unsupported(format!(
-                "a picture of {width}x{height}: its sides must be multiples of {}",
-                self.vae_scale_factor
-            )));
-        }
-        let channels = channels(first)?;
-        let mut bytes = Vec::with_capacity(images.len() * first.as_bytes().len());
-        for image in images {
-            let fits = (image.width(), image.height(), image.color()) == (first.width(), first.height(), first.color());
-            if !fits {
-                return Err(Error::Argument("the pictures differ in size or colour".into()));
-            }
-            bytes.extend_from_slice(image.as_bytes());
-        }
-        let (batch, pixels) = (images.len() as i64, Tensor::f_from_slice(&bytes)?);
-        // Colour stays in its order in memory, as in diffusers: convolutions may round otherwise for channels-first.
-        let pixels = match channels {
-            1 => pixels.f_view([batch, 1, height, width])?,
-            _ => pixels.f_view([batch, height, width, channels])?.f_permute([0, 3, 1, 2])?,
-        };
-        let image = pixels.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
-        if self.do_normalize { Self::normalize(&image) } else { Ok(image) }
-    }
-
     /// From [0, 1] to [-1, 1].
     ///
     /// # Errors
@@ -176,15 +176,6 @@ impl VaeImageProcessor {
     /// [`Error::OutOfMemory`] where the result has no room.
     pub fn denormalize(images: &Tensor) -> Result<Tensor> {
         Ok(images.f_mul_scalar(0.5)?.f_add_scalar(0.5)?.f_clamp(0.0, 1.0)?)
-    }
-}
-
-/// The channels of a picture that the VAE can take.
-fn channels(image: &DynamicImage) -> Result<i64> {
-    match image.color() {
-        ColorType::L8 => Ok(1),
-        ColorType::Rgb8 => Ok(3),
-        other => Err(Error::Unsupported(format!("a picture of colour type {other:?}: convert it to Rgb8 or L8"))),
     }
 }
 
@@ -229,15 +220,25 @@ mod tests {
         let processor = VaeImageProcessor::new(8);
         let rgb = |width, height| DynamicImage::from(RgbImage::new(width, height));
         assert!(matches!(processor.preprocess(&[]), Err(Error::Argument(_))));
-        let error = processor.preprocess(&[rgb(16, 20)]).unwrap_err();
-        assert_eq!(error.to_string(), "a picture of 16x20: its sides must be multiples of 8");
+        let error = processor.preprocess(&[rgb(16, 7)]).unwrap_err();
+        assert_eq!(error.to_string(), "a picture of 16x7 cannot become one of 16x0: there have to be pixels");
         let grey = DynamicImage::from(GrayImage::new(16, 16));
         assert!(matches!(processor.preprocess(&[rgb(16, 16), grey]), Err(Error::Argument(_))));
-        assert!(matches!(processor.preprocess(&[rgb(16, 16), rgb(16, 8)]), Err(Error::Argument(_))));
-        let transparent = DynamicImage::new_rgba8(16, 16);
-        assert!(matches!(processor.preprocess(&[transparent]), Err(Error::Unsupported(_))));
+        let fixed = VaeImageProcessor { do_resize: false, ..processor };
+        assert!(matches!(fixed.preprocess(&[rgb(16, 16), rgb(16, 8)]), Err(Error::Argument(_))));
+        let deep = DynamicImage::new_rgb16(16, 16);
+        assert!(matches!(processor.preprocess(&[deep]), Err(Error::Unsupported(_))));
         let two_channels = Tensor::zeros([1, 2, 8, 8], (Kind::Float, Device::Cpu));
         assert!(matches!(processor.postprocess(&two_channels, OutputType::Image), Err(Error::Shape(_))));
+    }
+
+    #[test]
+    fn a_size_that_is_no_multiple_is_cut_to_one_and_later_pictures_follow_the_first() {
+        let processor = VaeImageProcessor::new(8);
+        let rgb = |width, height| DynamicImage::from(RgbImage::new(width, height));
+        assert_eq!(processor.preprocess(&[rgb(21, 17), rgb(40, 8)]).unwrap().size(), [2, 3, 16, 16]);
+        let fixed = VaeImageProcessor { do_resize: false, ..processor };
+        assert_eq!(fixed.preprocess(&[rgb(21, 17)]).unwrap().size(), [1, 3, 17, 21]);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub use models::ModelMixin;
 pub use models::autoencoders::AutoencoderKL;
 pub use models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 pub use models::unets::UNet2DConditionModel;
-pub use pipelines::stable_diffusion::StableDiffusionPipeline;
+pub use pipelines::stable_diffusion::{
+    StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
+};
 pub use schedulers::{Scheduler, SchedulerKind};
 pub use torch::{DeviceExt, Generator, KindExt, MemoryFormat, TensorExt};

@@ -113,6 +113,70 @@ fn bad_input_ends_with_2_and_says_what_fits() {
     assert!(stderr(&output).contains("carries no parameters"), "{}", stderr(&output));
 }
 
+/// A star and, over its right half, a mask, in a folder of their own.
+fn drawn_star() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    generate(&["--output", "star.png"], folder.path());
+    let half = |x: u32| image::Luma([if x < 64 { 0 } else { 255 }]);
+    image::GrayImage::from_fn(128, 128, |x, _| half(x)).save(folder.path().join("mask.png")).unwrap();
+    folder
+}
+
+#[test]
+fn pictures_from_pictures_are_drawn_again_by_what_they_carry() {
+    let folder = drawn_star();
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    let ways: [(&str, &[&str]); 4] = [
+        ("redrawn", &["--image", "star.png", "--strength", "0.7"]),
+        ("wide", &["--image", "star.png", "--width", "160", "--height", "96"]),
+        ("painted", &["--image", "star.png", "--mask", "mask.png"]),
+        ("part", &["--image", "star.png", "--mask", "mask.png", "--padding-mask-crop", "8", "--strength", "0.9"]),
+    ];
+    for (name, way) in ways {
+        let (first, again) = (format!("{name}.png"), format!("{name}-again.png"));
+        generate(&[way, &["--output", &first]].concat(), folder.path());
+        let output = run(&["generate", "--from", &first, "--output", &again], folder.path());
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
+        assert_eq!(pixels(&first), pixels(&again), "{name}");
+        assert_ne!(pixels(&first), pixels("star.png"), "{name}");
+    }
+    assert_eq!(pixels("redrawn.png").dimensions(), (128, 128));
+    assert_eq!(pixels("wide.png").dimensions(), (160, 96));
+    let left = |name: &str| image::imageops::crop_imm(&pixels(name), 0, 0, 60, 128).to_image();
+    assert_eq!(left("part.png"), left("star.png"), "what the mask leaves was changed");
+    let plain = run(&["generate", "--from", "redrawn.png", "--strength", "0.4", "--output", "less.png"], folder.path());
+    assert!(plain.status.success(), "{}", stderr(&plain));
+    assert_ne!(pixels("less.png"), pixels("redrawn.png"));
+}
+
+#[test]
+fn pictures_that_do_not_fit_are_found_before_the_model_is_looked_for() {
+    let folder = drawn_star();
+    std::fs::write(folder.path().join("text.png"), "no picture").unwrap();
+    image::GrayImage::new(128, 128).save(folder.path().join("black.png")).unwrap();
+    image::RgbImage::new(64, 4).save(folder.path().join("flat.png")).unwrap();
+    let cases: [(&[&str], &str); 13] = [
+        (&["--mask", "mask.png"], "--mask goes with --image"),
+        (&["--strength", "0.5"], "--strength goes with --image"),
+        (&["--image", "star.png", "--padding-mask-crop", "4"], "--padding-mask-crop goes with --mask"),
+        (&["--image", "none.png"], "none.png"),
+        (&["--image", "text.png"], "text.png"),
+        (&["--image", "flat.png"], "too small"),
+        (&["--image", "star.png", "--mask", "none.png"], "none.png"),
+        (&["--image", "star.png", "--strength", "1.2"], "between 0 and 1"),
+        (&["--image", "star.png", "--strength", "0.3"], "leaves none of 3 steps"),
+        (&["--image", "star.png", "--width", "100"], "divisible by 8"),
+        (&["--image", "star.png", "--guidance-rescale", "0.5"], "goes without --image"),
+        (&["--image", "star.png", "--mask", "black.png", "--padding-mask-crop", "4"], "black all over"),
+        (&["--image", "star.png", "--mask", "flat.png", "--padding-mask-crop", "4"], "the picture's size, 128x128"),
+    ];
+    for (more, expected) in cases {
+        let output = run(&[&STAR[..], &["--model", "nowhere"], more].concat(), folder.path());
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{more:?}: {}", stderr(&output));
+    }
+}
+
 #[test]
 fn offloading_changes_no_pixel_and_no_byte_of_the_file() {
     let folder = tempfile::tempdir().unwrap();

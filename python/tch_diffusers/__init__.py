@@ -35,7 +35,12 @@ from tch_diffusers.models import (  # noqa: E402
     ModelMixin,
     UNet2DConditionModel,
 )
-from tch_diffusers.pipelines import DiffusionPipeline, StableDiffusionPipeline  # noqa: E402
+from tch_diffusers.pipelines import (  # noqa: E402
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 from tch_diffusers.schedulers import (  # noqa: E402
     DDIMInverseScheduler,
     DDIMScheduler,
@@ -79,6 +84,8 @@ __all__ = [
     "ModelMixin",
     "PNDMScheduler",
     "SchedulerMixin",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",

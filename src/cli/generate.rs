@@ -7,6 +7,7 @@ use crate::model::model_folder;
 use crate::offload::Offload;
 use crate::outcome::{Interrupted, ModelError};
 use crate::parameters::Parameters;
+use crate::source::{Pictures, Source};
 use crate::speed::Speed;
 use anyhow::{Context, bail};
 use clap::Args;
@@ -15,7 +16,10 @@ use tch::{Device, Kind};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::TracedUNet;
 use tch_diffusers::pipelines::Prompt;
-use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
+use tch_diffusers::pipelines::stable_diffusion::{
+    StableDiffusionCall, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
+    TakesSize,
+};
 use tch_diffusers::schedulers::SchedulerKind;
 use tch_diffusers::utils::{image::write_png, progress::ProgressBarConfig};
 use tch_diffusers::{DeviceExt, Error, KindExt};
@@ -27,6 +31,8 @@ Examples:
   tch-diffusers generate --from star.png --output again.png
   tch-diffusers generate --model ./stable-diffusion-v1-5 --variant fp16 --dtype bfloat16 \\
       --prompt \"an astronaut riding a horse\" --scheduler unipc --steps 20 --output astronaut.png
+  tch-diffusers generate --prompt \"a green star on a black background\" --image star.png --strength 0.6 --output green.png
+  tch-diffusers generate --prompt \"a red circle on a black background\" --image star.png --mask mask.png --output red.png
 
 Several prompts form one batch, as a list of prompts does in diffusers. Several pictures are numbered:
 circle-0.png, circle-1.png ...";
@@ -68,10 +74,10 @@ pub(crate) struct Generate {
     /// The seed of the noise: the same seed gives the same picture [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Width in pixels, a multiple of 8 [default: the model's]
+    /// Width in pixels, a multiple of 8 [default: the model's; with --image alone, the picture's]
     #[arg(long)]
     width: Option<i64>,
-    /// Height in pixels, a multiple of 8 [default: the model's]
+    /// Height in pixels, a multiple of 8 [default: the model's; with --image alone, the picture's]
     #[arg(long)]
     height: Option<i64>,
     /// Pictures of each prompt [default: 1]
@@ -100,6 +106,8 @@ pub(crate) struct Generate {
     #[arg(long, help_heading = "Memory")]
     memory_report: bool,
     #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
     speed: Speed,
@@ -125,6 +133,7 @@ impl Generate {
         let kind = Kind::from_torch_name(&parameters.dtype)?;
         let device = Device::from_torch_name(&parameters.device)?;
         self.offload.check(device)?;
+        let pictures = parameters.source.read(&parameters)?;
         parameters.speed.switch()?;
         let (revision, variant) = (parameters.revision.as_deref(), parameters.variant.as_deref());
         let folder = model_folder(&parameters.model, revision, variant, self.quiet)?;
@@ -144,7 +153,7 @@ impl Generate {
         if !offloaded {
             self.offload.enable(&mut pipe, device)?;
         }
-        let images = draw(&mut pipe, &parameters)?;
+        let (pipe, images) = draw(pipe, &parameters, pictures)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
@@ -187,6 +196,7 @@ impl Generate {
             dtype: self.dtype.clone().unwrap_or(base.dtype),
             device: self.device.clone().unwrap_or(base.device),
             variant: self.variant.clone().or(base.variant),
+            source: self.source.or(base.source),
             memory: self.memory.or(base.memory),
             speed: self.speed.or(base.speed),
         };
@@ -217,16 +227,48 @@ fn load(
     Ok(pipe)
 }
 
-fn draw(pipe: &mut StableDiffusionPipeline, parameters: &Parameters) -> anyhow::Result<Vec<image::DynamicImage>> {
+/// The pictures, and the pipeline once more, whose components went through the one that drew.
+fn draw(
+    mut pipe: StableDiffusionPipeline,
+    parameters: &Parameters,
+    pictures: Option<Pictures>,
+) -> anyhow::Result<(StableDiffusionPipeline, Vec<image::DynamicImage>)> {
     let prompt = match parameters.prompts.as_slice() {
         [one] => Prompt::from(one),
         several => Prompt::from(several),
     };
-    let mut call = pipe
-        .call(prompt)
+    let (pipe, output) = match pictures {
+        None => {
+            let call = with_size(with_arguments(pipe.call(prompt), parameters), parameters);
+            let output = call.guidance_rescale(parameters.guidance_rescale).run()?;
+            (pipe, output)
+        }
+        Some(Pictures { image, mask: None, strength }) => {
+            let mut pipe = StableDiffusionImg2ImgPipeline::from_pipe(pipe);
+            let output = with_arguments(pipe.call(prompt, image).strength(strength), parameters).run()?;
+            (pipe.into(), output)
+        }
+        Some(Pictures { image, mask: Some(mask), strength }) => {
+            let mut pipe = StableDiffusionInpaintPipeline::from_pipe(pipe);
+            let mut call = with_arguments(pipe.call(prompt, image, mask).strength(strength), parameters);
+            if let Some(pixels) = parameters.source.padding_mask_crop {
+                call = call.padding_mask_crop(pixels);
+            }
+            let output = with_size(call, parameters).run()?;
+            (pipe.into(), output)
+        }
+    };
+    if interrupt::asked() {
+        bail!(Interrupted);
+    }
+    Ok((pipe, output.images.into_images()?))
+}
+
+/// What calls of all pipelines take.
+fn with_arguments<'a, T>(call: StableDiffusionCall<'a, T>, parameters: &Parameters) -> StableDiffusionCall<'a, T> {
+    let mut call = call
         .num_inference_steps(parameters.steps)
         .guidance_scale(parameters.guidance_scale)
-        .guidance_rescale(parameters.guidance_rescale)
         .eta(parameters.eta)
         .num_images_per_prompt(parameters.num_images)
         .seed(parameters.seed)
@@ -240,20 +282,23 @@ fn draw(pipe: &mut StableDiffusionPipeline, parameters: &Parameters) -> anyhow::
             prompts => Prompt::from(vec![negative.as_str(); prompts]),
         });
     }
+    match parameters.clip_skip {
+        Some(layers) => call.clip_skip(layers),
+        None => call,
+    }
+}
+
+fn with_size<'a, T: TakesSize>(
+    mut call: StableDiffusionCall<'a, T>,
+    parameters: &Parameters,
+) -> StableDiffusionCall<'a, T> {
     if let Some(width) = parameters.width {
         call = call.width(width);
     }
-    if let Some(height) = parameters.height {
-        call = call.height(height);
+    match parameters.height {
+        Some(height) => call.height(height),
+        None => call,
     }
-    if let Some(layers) = parameters.clip_skip {
-        call = call.clip_skip(layers);
-    }
-    let output = call.run()?;
-    if interrupt::asked() {
-        bail!(Interrupted);
-    }
-    Ok(output.images.into_images()?)
 }
 
 /// Before anything is computed: can the picture be written there?

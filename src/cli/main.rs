@@ -11,6 +11,7 @@ mod model;
 mod offload;
 mod outcome;
 mod parameters;
+mod source;
 mod speed;
 mod trace;
 

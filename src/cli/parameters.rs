@@ -1,6 +1,7 @@
 //! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
 
 use crate::memory::Memory;
+use crate::source::Source;
 use crate::speed::Speed;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub(crate) struct Parameters {
     pub(crate) device: String,
     pub(crate) variant: Option<String>,
     #[serde(default)]
+    pub(crate) source: Source,
+    #[serde(default)]
     pub(crate) memory: Memory,
     #[serde(default)]
     pub(crate) speed: Speed,
@@ -57,6 +60,7 @@ impl Default for Parameters {
             dtype: "float32".into(),
             device: "cpu".into(),
             variant: None,
+            source: Source::default(),
             memory: Memory::default(),
             speed: Speed::default(),
         }

@@ -5,7 +5,7 @@
 
 use super::arrays::{linspace, sqrt, through_libtorch};
 use super::scheduling_utils::PredictionType;
-use super::step_math::{PerSample, predicted_x0, scaled, sum};
+use super::step_math::{PerSample, onto, predicted_x0, scaled};
 use crate::error::Result;
 use crate::torch::TensorExt;
 use tch::Tensor;
@@ -45,7 +45,7 @@ impl Point {
         level: f32,
     ) -> Result<Tensor> {
         match prediction_type {
-            PredictionType::FlowPrediction => sum(scaled(-level, output)?, sample),
+            PredictionType::FlowPrediction => onto(sample, scaled(-level, output)?),
             other => predicted_x0(other, output, sample, self.alpha, self.sigma),
         }
     }

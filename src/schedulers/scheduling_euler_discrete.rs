@@ -14,7 +14,7 @@ use super::scheduling_utils::{
 use super::settings::settle;
 use super::sigmas::{FinalSigmasType, LogSigmas, SigmaRange};
 use super::spacing::TimestepSpacing;
-use super::step_math::{PerSample, difference_quotient, mix, scaled, sum, times};
+use super::step_math::{PerSample, difference_quotient, mix, onto, scaled, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::torch::randn_tensor;
@@ -71,7 +71,7 @@ impl Run {
     pub(super) fn add_noise(&self, steps: &[usize], original_samples: &Tensor, noise: &Tensor) -> Result<Tensor> {
         let sigmas: Vec<f32> = steps.iter().map(|step| self.sigmas[*step]).collect();
         let sigmas = PerSample::new(&sigmas, original_samples)?.into_tensor().f_to_device(noise.device())?;
-        sum(noise.f_mul(&sigmas)?, original_samples)
+        onto(original_samples, noise.f_mul(&sigmas)?)
     }
 }
 
@@ -88,9 +88,9 @@ pub(super) fn pred_original_sample(
         PredictionType::VPrediction => {
             let variance = sigma * sigma + 1.0;
             let direct = times(output, -sigma / deviation)?;
-            sum(sample.f_div_scalar(f64::from(variance))?, &direct)
+            onto(&direct, sample.f_div_scalar(f64::from(variance))?)
         }
-        _ => sum(scaled(-sigma_hat, output)?, sample),
+        _ => onto(sample, scaled(-sigma_hat, output)?),
     }
 }
 

@@ -44,9 +44,15 @@ pub(super) fn axpby(a: f32, x: &Tensor, b: f32, y: &Tensor) -> Result<Tensor> {
     sum(scaled(a, x)?, &scaled(b, y)?)
 }
 
+/// x + y as torch lays it out in memory: as x, which decides how the convolutions that follow round. In the memory of `y`
+/// where that is laid out alike.
+pub(super) fn onto(x: &Tensor, y: Tensor) -> Result<Tensor> {
+    if x.stride() == y.stride() { sum(y, x) } else { Ok(x.f_add(&y)?) }
+}
+
 /// (x - b · y) / c.
 pub(super) fn remove_and_divide(x: &Tensor, b: f32, y: &Tensor, c: f32) -> Result<Tensor> {
-    Ok(sum(scaled(-b, y)?, x)?.f_div_scalar_(f64::from(c))?)
+    Ok(onto(x, scaled(-b, y)?)?.f_div_scalar_(f64::from(c))?)
 }
 
 /// (x - y) / c.
@@ -198,6 +204,17 @@ mod tests {
         assert_eq!(axpby(1.0, &half, 1.0, &full).unwrap().kind(), Kind::Float);
         assert_eq!(axpby(1.0, &full, 1.0, &half).unwrap().to_vec().unwrap(), [1.0 + 2f32.powi(-20)]);
         assert_eq!(axpby(1.0, &half, 1.0, &half).unwrap().kind(), Kind::BFloat16);
+    }
+
+    #[test]
+    fn sums_are_laid_out_as_their_first_term() {
+        let rows = Tensor::ones([1, 3, 4, 5], (Kind::Float, Device::Cpu));
+        let last = Tensor::ones([1, 4, 5, 3], (Kind::Float, Device::Cpu)).permute([0, 3, 1, 2]);
+        for (x, y) in [(&rows, &last), (&last, &rows), (&last, &last)] {
+            assert_eq!(onto(x, y.copy()).unwrap().stride(), x.f_add(y).unwrap().stride());
+            assert_eq!(remove_and_divide(x, 0.5, y, 2.0).unwrap().stride(), x.f_sub(y).unwrap().stride());
+        }
+        assert_eq!(remove_and_divide(&last, 0.5, &rows, 2.0).unwrap().to_vec().unwrap(), [0.25; 60]);
     }
 
     #[test]

@@ -2,4 +2,5 @@
 
 pub mod assets;
 pub mod image;
+pub(crate) mod pil;
 pub mod progress;

@@ -3,9 +3,13 @@
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
+mod flow_match;
 mod flux;
 mod fused;
+mod image_processor;
 mod images;
+mod img2img;
+mod inpaint;
 mod memory;
 mod memory_pipelines;
 mod offloading;

@@ -2,5 +2,13 @@
 
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from tch_diffusers.pipelines.stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
+from tch_diffusers.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from tch_diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 
-__all__ = ["DiffusionPipeline", "StableDiffusionPipeline", "StableDiffusionPipelineOutput"]
+__all__ = [
+    "DiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionPipelineOutput",
+]

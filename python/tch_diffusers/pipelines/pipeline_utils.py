@@ -75,8 +75,10 @@ class DiffusionPipeline(ConfigMixin):
         hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
         folder = pipeline_folder(pretrained_model_name_or_path, variant, list(kwargs), **hub)
         index = _read_index(folder)
-        pipeline = _PIPELINES.get(index.get("_class_name", ""))
-        if pipeline is None or not issubclass(pipeline, cls):
+        written = _PIPELINES.get(index.get("_class_name", ""))
+        # A class that is named reads the folders of all that are made of the same components.
+        pipeline = written if written is None or cls is DiffusionPipeline else cls
+        if written is None or pipeline is None or pipeline._component_classes is not written._component_classes:
             raise NotImplementedError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}")
         kwargs.pop("low_cpu_mem_usage", None)
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in pipeline._component_classes}
@@ -88,6 +90,29 @@ class DiffusionPipeline(ConfigMixin):
         loaded = pipeline(**components, **options)
         loaded.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return loaded  # type: ignore[return-value]
+
+    @classmethod
+    def from_pipe(cls: type[Self], pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """The pipeline with the components of another one: the very same, with what is switched on there.
+
+        `kwargs` are components to take instead, and `dtype`, or `torch_dtype`, to cast the models to, there as well; without
+        it they stay as they are.
+        """
+        given = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or given
+        # Differs from diffusers: there, without a dtype, the models of both pipelines are cast to float32.
+        options = {name: kwargs.pop(name) for name in ("requires_safety_checker",) if name in kwargs}
+        unknown = set(kwargs) - set(cls._component_classes)
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_pipe takes no {', '.join(sorted(unknown))}")
+        components = {name: part for name, part in pipeline.components.items() if name in cls._component_classes}
+        made = cls(**{**components, **kwargs}, **options)
+        for name in ("_unet_config", "_model_offload", "_progress_bar_config"):
+            if name in pipeline.__dict__ and "unet" not in kwargs:
+                made.__dict__[name] = pipeline.__dict__[name]
+        if dtype is not None:
+            made.to(dtype)
+        return made
 
     @classmethod
     def _load(

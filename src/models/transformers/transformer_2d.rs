@@ -96,12 +96,23 @@ impl Transformer2DModel {
         attention_mask: Option<&Tensor>,
         encoder_attention_mask: Option<&Tensor>,
     ) -> Result<Tensor> {
+        self.attend(hidden_states, encoder_hidden_states, [attention_mask, encoder_attention_mask], false)
+    }
+
+    /// [`Transformer2DModel::forward`], after which pixels lie row by row where `row_major` says so, and else as they came.
+    pub(crate) fn attend(
+        &self,
+        hidden_states: &Tensor,
+        encoder_hidden_states: &Tensor,
+        [attention_mask, encoder_attention_mask]: [Option<&Tensor>; 2],
+        row_major: bool,
+    ) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states, encoder_hidden_states], |[pixels, text]| {
             let mut tokens = self.tokens(pixels)?;
             for block in &self.transformer_blocks {
                 tokens = block.forward(&tokens, text, attention_mask, encoder_attention_mask)?;
             }
-            Ok([self.add_to(&tokens, pixels)?])
+            Ok([self.add_to(&tokens, pixels, row_major || pixels.is_contiguous())?])
         })?;
         Ok(hidden_states)
     }
@@ -116,10 +127,10 @@ impl Transformer2DModel {
     }
 
     /// The way back from `tokens`, and their sum with `pixels`.
-    fn add_to(&self, tokens: &Tensor, pixels: &Tensor) -> Result<Tensor> {
+    fn add_to(&self, tokens: &Tensor, pixels: &Tensor, row_major: bool) -> Result<Tensor> {
         match &self.proj_out {
-            Projection::Conv(conv) => conv.forward(&picture(tokens, pixels)?)?.add_into(pixels),
-            Projection::Linear(linear) => Ok(picture(&linear.forward(tokens)?, pixels)?.f_add(pixels)?),
+            Projection::Conv(conv) => conv.forward(&picture(tokens, pixels, row_major)?)?.add_into(pixels),
+            Projection::Linear(linear) => Ok(picture(&linear.forward(tokens)?, pixels, row_major)?.f_add(pixels)?),
         }
     }
 }
@@ -130,11 +141,11 @@ impl Module for Transformer2DModel {
     }
 }
 
-/// `[batch, height * width, channels]` as a picture of the shape and memory format of `like`.
-// Differs from diffusers: a picture with its channels last stays so, where diffusers lays it out anew at each
-// transformer and back in the convolution that follows.
-fn picture(tokens: &Tensor, like: &Tensor) -> Result<Tensor> {
+/// `[batch, height * width, channels]` as a picture of the shape of `like`, row by row or with its channels last.
+// Differs from diffusers: among weights with their channels last a picture stays so, where diffusers lays it out anew at
+// each transformer and back in the convolution that follows.
+fn picture(tokens: &Tensor, like: &Tensor, row_major: bool) -> Result<Tensor> {
     // The shape comes from a tensor and not from its numbers, which a trace would fix for good.
     let picture = tokens.f_reshape_as(&like.f_permute([0, 2, 3, 1])?)?.f_permute([0, 3, 1, 2])?;
-    Ok(if like.is_contiguous() { picture.f_contiguous()? } else { picture })
+    Ok(if row_major { picture.f_contiguous()? } else { picture })
 }

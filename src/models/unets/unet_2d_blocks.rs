@@ -119,6 +119,9 @@ pub struct Conditioning<'a> {
     pub attention_mask: Option<&'a Tensor>,
     /// Added to the scores of the attention to the text, `[batch, 1, 1, keys]`.
     pub encoder_attention_mask: Option<&'a Tensor>,
+    /// Whether transformers lay their pixels out row by row even where they come with their channels last, as diffusers'
+    /// do. A sample that comes so, such as the latents of a picture, is then rounded as there.
+    pub row_major: bool,
 }
 
 impl<'a> Conditioning<'a> {
@@ -128,7 +131,8 @@ impl<'a> Conditioning<'a> {
     }
 
     fn attend(&self, attention: &Transformer2DModel, hidden_states: &Tensor) -> Result<Tensor> {
-        attention.forward(hidden_states, self.encoder_hidden_states, self.attention_mask, self.encoder_attention_mask)
+        let masks = [self.attention_mask, self.encoder_attention_mask];
+        attention.attend(hidden_states, self.encoder_hidden_states, masks, self.row_major)
     }
 }
 

@@ -89,6 +89,7 @@ impl UNet2DConditionModel {
             encoder_hidden_states: inputs.encoder_hidden_states,
             attention_mask: attention_mask.as_ref(),
             encoder_attention_mask: encoder_attention_mask.as_ref(),
+            row_major: !inputs.sample.is_contiguous() && !self.keeps_channels_last(),
         };
 
         let mut hidden_states = self.conv_in.forward(&self.center(inputs.sample)?)?;
@@ -136,6 +137,11 @@ impl UNet2DConditionModel {
         }
         let factor = 1 << (self.up_blocks.len() - 1);
         Ok(height % factor != 0 || width % factor != 0)
+    }
+
+    /// Whether the weights have their channels last, so that every picture is to have.
+    fn keeps_channels_last(&self) -> bool {
+        self.conv_in.node().own_params().iter().any(|(_, param)| !param.get().is_contiguous())
     }
 
     fn center(&self, sample: &Tensor) -> Result<Tensor> {

@@ -1,6 +1,7 @@
 //! The denoising loop.
 
 use super::StableDiffusionPipeline;
+use super::conditioning::Conditioning;
 use super::guidance::{get_guidance_scale_embedding, guide, rescale_noise_cfg};
 use crate::error::{Error, Result};
 use crate::models::unets::UNetInputs;
@@ -20,6 +21,11 @@ pub struct StepEnd {
     pub latents: Tensor,
     /// The embeddings that the UNet is given; with guidance, those of the negative prompts come first.
     pub prompt_embeds: Tensor,
+    /// Inpainting's mask, `[batch, 1, height, width]`: 1 where it is painted.
+    // Differs from diffusers: there, with guidance, the mask and the masked latents come twice.
+    pub mask: Option<Tensor>,
+    /// The latents of inpainting's masked picture, for a UNet that sees them.
+    pub masked_image_latents: Option<Tensor>,
     /// How much the prompt counts. Set to 0 or 1 for no guidance from here on, and halve `prompt_embeds`.
     pub guidance_scale: f64,
     /// Set it to leave out the steps that remain.
@@ -44,10 +50,13 @@ pub(super) struct Denoise<'a> {
     pub(super) eta: f64,
     pub(super) guidance_rescale: f64,
     pub(super) callback: Option<Callback<'a>>,
+    /// The first of the run's timesteps that is walked.
+    pub(super) first: usize,
+    pub(super) conditioning: Conditioning,
 }
 
 impl Denoise<'_> {
-    /// From noise to latents of a picture.
+    /// From noise, or latents with noise, to latents of a picture.
     pub(super) fn run(
         mut self,
         pipe: &mut StableDiffusionPipeline,
@@ -65,7 +74,7 @@ impl Denoise<'_> {
             )
         });
         let timestep_cond = timestep_cond.transpose()?;
-        let timesteps = pipe.scheduler.timesteps().to_vec();
+        let timesteps = pipe.scheduler.timesteps().get(self.first..).unwrap_or_default().to_vec();
         // One copy for all steps: a step that sends the device a number waits for it.
         let times = Tensor::f_from_slice(&timesteps)?.f_to_kind(Kind::Float)?.f_to_device(latents.device())?;
         let bar = pipe.progress_bar.start(timesteps.len().div_ceil(pipe.scheduler.order()) as u64, "denoising");
@@ -73,6 +82,7 @@ impl Denoise<'_> {
             let guides = pipe.guides(guidance_scale);
             let input = if guides { Tensor::f_cat(&[&latents, &latents], 0)? } else { latents.shallow_clone() };
             let input = pipe.scheduler.scale_model_input(&input, timestep)?;
+            let input = self.conditioning.beside(input, guides)?;
             let time = times.f_narrow(0, step as i64, 1)?;
             let mut inputs = UNetInputs::new(&input, &time, &prompt_embeds);
             inputs.timestep_cond = timestep_cond.as_ref();
@@ -86,10 +96,24 @@ impl Denoise<'_> {
             }
             let options = StepOptions { eta: self.eta, generators, ..StepOptions::default() };
             latents = pipe.scheduler.step(&noise_pred, timestep, &latents, options)?.prev_sample;
+            latents = self.conditioning.blend(latents, &*pipe.scheduler, timesteps.get(step + 1).copied())?;
             if let Some(callback) = &mut self.callback {
-                let mut end = StepEnd { step, timestep, latents, prompt_embeds, guidance_scale, interrupt: false };
+                let conditioning = &mut self.conditioning;
+                let (mask, masked_image_latents) = (conditioning.mask(), conditioning.masked_image_latents());
+                let interrupt = false;
+                let mut end = StepEnd {
+                    step,
+                    timestep,
+                    latents,
+                    prompt_embeds,
+                    mask,
+                    masked_image_latents,
+                    guidance_scale,
+                    interrupt,
+                };
                 callback(&mut end)?;
                 let interrupt = end.interrupt;
+                conditioning.replace(end.mask, end.masked_image_latents);
                 StepEnd { latents, prompt_embeds, guidance_scale, .. } = end;
                 if interrupt {
                     break;

@@ -12,15 +12,22 @@ use crate::models::{ModelLoader, ModelMixin};
 use crate::pipelines::ModelIndex;
 use crate::schedulers::{Scheduler, scheduler_from_config};
 use crate::utils::progress::ProgressBarConfig;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
+/// The pipelines whose components are the same.
+const CLASS_NAMES: [&str; 3] =
+    ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"];
+
 /// What `from_pretrained` of the pipeline may be told; [`StableDiffusionLoader::load`] does it.
 ///
-/// A component that is passed in ready-made is not read from the folder.
+/// A component that is passed in ready-made is not read from the folder. `P` is the pipeline to put together; folders of
+/// either kind serve all of them.
 #[derive(Debug)]
 #[must_use = "nothing is read before `load`"]
-pub struct StableDiffusionLoader {
+pub struct StableDiffusionLoader<P = StableDiffusionPipeline> {
+    pipeline: PhantomData<fn() -> P>,
     folder: PathBuf,
     options: LoadOptions,
     offloading: Option<GroupOffloading>,
@@ -32,9 +39,10 @@ pub struct StableDiffusionLoader {
     scheduler: Option<Box<dyn Scheduler>>,
 }
 
-impl StableDiffusionLoader {
+impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
     pub(super) fn new(folder: &Path) -> Self {
         Self {
+            pipeline: PhantomData,
             folder: folder.to_path_buf(),
             options: LoadOptions::default(),
             offloading: None,
@@ -132,7 +140,7 @@ impl StableDiffusionLoader {
     /// [`Error::Io`] or [`Error::Config`] naming the file, [`Error::MissingWeights`] or [`Error::WeightShape`] naming the
     /// keys, [`Error::Unsupported`] naming what the folder asks for and is not there; [`Error::Argument`] if no component
     /// has files of the variant; for a repository of the Hub also as [`HubOptions::pipeline_folder`].
-    pub fn load(mut self) -> Result<StableDiffusionPipeline> {
+    pub fn load(mut self) -> Result<P> {
         self.download()?;
         let index = ModelIndex::from_folder(&self.folder)?;
         self.check(&index)?;
@@ -170,7 +178,7 @@ impl StableDiffusionLoader {
         let components = Components { vae, text_encoder, tokenizer, unet, scheduler };
         let mut pipeline = StableDiffusionPipeline::new(components)?;
         pipeline.progress_bar = progress_bar;
-        Ok(pipeline)
+        Ok(pipeline.into())
     }
 
     /// Brings what a repository of the Hub has for the pipeline here, if it is one that was named.
@@ -191,7 +199,7 @@ impl StableDiffusionLoader {
 
     /// Holds the folder's index to what is supported, before any weights are read.
     fn check(&self, index: &ModelIndex) -> Result<()> {
-        if index.class_name() != "StableDiffusionPipeline" {
+        if !CLASS_NAMES.contains(&index.class_name()) {
             return Err(Error::Unsupported(format!(
                 "{}: the folder holds a {}, not a StableDiffusionPipeline",
                 self.folder.display(),

@@ -9,8 +9,11 @@ use crate::nn::{Module, Node};
 use std::rc::Rc;
 use tch::Kind;
 
-/// The parts of a call that are measured and estimated.
-pub(super) const STAGES: [&str; 3] = ["encode prompt", "denoise", "decode"];
+/// The parts of a call that are measured and, but for the encoding of a picture, estimated.
+pub(super) const ENCODE_PROMPT: &str = "encode prompt";
+pub(super) const ENCODE_IMAGE: &str = "encode image";
+pub(super) const DENOISE: &str = "denoise";
+pub(super) const DECODE: &str = "decode";
 
 /// Latents that schedulers keep from earlier steps, at most.
 const HISTORY: i64 = 4;
@@ -74,11 +77,11 @@ impl StableDiffusionPipeline {
         let mut end = |name: &str| stages.push(StageEstimate::new(name, weights, arena.take_peak()));
 
         let text = self.shadow_embeds(&arena, plan)?;
-        end(STAGES[0]);
+        end(ENCODE_PROMPT);
         let latents = [pictures, self.unet.config().in_channels, height / factor, width / factor];
         let noise = arena.tensor(&latents);
         let latents = self.shadow_denoise(tree, &noise, &text, plan.guides, without)?;
-        end(STAGES[1]);
+        end(DENOISE);
         if plan.decodes {
             let scaled = latents.like();
             let decoding = Decoding::of(&self.vae);
@@ -87,7 +90,7 @@ impl StableDiffusionPipeline {
             let image = decode(&self.vae, &scaled, Decoding { slicing, tiling })?;
             // Scaled, shifted and clamped; then scaled, rounded and made bytes.
             drop((image.like(), image.like(), image.like()));
-            end(STAGES[2]);
+            end(DECODE);
         }
         Ok(MemoryEstimate::new(device, stages))
     }

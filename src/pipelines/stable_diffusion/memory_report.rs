@@ -1,7 +1,7 @@
 //! The ledger: what the pipeline's weights take, what its last call took, and what was saved.
 
 use super::StableDiffusionPipeline;
-use super::memory_estimate::{Plan, STAGES, Without};
+use super::memory_estimate::{DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Plan, Without};
 use crate::error::Result;
 use crate::models::memory::{
     MemoryEstimate, WeightMemory, cast_saving, human_bytes, offload_saving, uses_attention_slicing, weight_memory,
@@ -15,7 +15,7 @@ use tch::Device;
 /// The most that one part of a call had allocated at once, in bytes above what there was before the call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StageMemory {
-    /// `encode prompt`, `denoise` or `decode`.
+    /// `encode prompt`, `encode image`, `denoise` or `decode`.
     pub name: String,
     /// Activations and workspaces, and weights that were copied for the work.
     pub peak: i64,
@@ -82,16 +82,22 @@ pub(super) struct Watch {
     /// None where memory cannot be watched, which is no reason for a call to fail.
     tracker: Option<MemoryTracker>,
     plan: Option<Plan>,
+    /// The names of the call's parts.
+    names: &'static [&'static str],
     stages: Vec<StageMemory>,
 }
 
 impl Watch {
-    pub(super) fn start(device: Device) -> Self {
+    pub(super) fn start(device: Device, encodes_image: bool) -> Self {
         let tracker = MemoryTracker::start(device);
         if let Err(error) = &tracker {
             tracing::debug!("memory is not measured: {error}");
         }
-        Self { device, tracker: tracker.ok(), plan: None, stages: vec![] }
+        let names: &'static [&'static str] = match encodes_image {
+            true => &[ENCODE_PROMPT, ENCODE_IMAGE, DENOISE, DECODE],
+            false => &[ENCODE_PROMPT, DENOISE, DECODE],
+        };
+        Self { device, tracker: tracker.ok(), plan: None, names, stages: vec![] }
     }
 
     /// What the call draws, as soon as it is known.
@@ -101,7 +107,7 @@ impl Watch {
 
     /// Ends the part that is under way.
     pub(super) fn end_stage(&mut self) {
-        let name = STAGES.get(self.stages.len()).copied().unwrap_or_default();
+        let name = self.names.get(self.stages.len()).copied().unwrap_or_default();
         let peak = self.tracker.as_ref().map(|tracker| {
             let peak = tracker.peak()?;
             tracker.reset_peak().map(|()| peak)
@@ -168,13 +174,13 @@ impl StableDiffusionPipeline {
         };
         let none = Without::default();
         if self.unet.tree().is_some_and(uses_attention_slicing) {
-            compare("attention slicing", "unet", STAGES[1], Without { attention_slicing: true, ..none })?;
+            compare("attention slicing", "unet", DENOISE, Without { attention_slicing: true, ..none })?;
         }
         if self.vae.use_slicing() {
-            compare("VAE slicing", "vae", STAGES[2], Without { vae_slicing: true, ..none })?;
+            compare("VAE slicing", "vae", DECODE, Without { vae_slicing: true, ..none })?;
         }
         if self.vae.use_tiling() {
-            compare("VAE tiling", "vae", STAGES[2], Without { vae_tiling: true, ..none })?;
+            compare("VAE tiling", "vae", DECODE, Without { vae_tiling: true, ..none })?;
         }
         Ok(savings)
     }

@@ -1,16 +1,22 @@
 //! Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv:2112.10752).
 
+mod arguments;
 mod call;
+mod conditioning;
 mod denoise;
 mod guidance;
+mod image_latents;
 mod loading;
 mod memory;
 mod memory_estimate;
 mod memory_report;
 mod offload;
 mod pipeline_stable_diffusion;
+mod pipeline_stable_diffusion_img2img;
+mod pipeline_stable_diffusion_inpaint;
 mod reset;
 mod single_file;
+mod task;
 mod traced;
 
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
@@ -19,4 +25,7 @@ pub use guidance::{get_guidance_scale_embedding, rescale_noise_cfg};
 pub use loading::StableDiffusionLoader;
 pub use memory_report::{CallMemory, MemoryReport, Saving, StageMemory};
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};
+pub use pipeline_stable_diffusion_img2img::{ImageToImage, StableDiffusionImg2ImgCall, StableDiffusionImg2ImgPipeline};
+pub use pipeline_stable_diffusion_inpaint::{Inpainting, StableDiffusionInpaintCall, StableDiffusionInpaintPipeline};
 pub use single_file::SingleFileLoader;
+pub use task::{TakesSize, TextToImage};

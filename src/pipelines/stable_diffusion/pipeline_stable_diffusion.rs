@@ -5,6 +5,7 @@
 use super::call::StableDiffusionCall;
 use super::loading::StableDiffusionLoader;
 use super::memory_report::LastCall;
+use super::task::TextToImage;
 use super::traced::Traced;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
@@ -78,6 +79,14 @@ impl StableDiffusionPipeline {
         StableDiffusionLoader::new(folder.as_ref())
     }
 
+    /// The pipeline that draws from noise with the components of another one, such as a
+    /// [`StableDiffusionImg2ImgPipeline`](super::StableDiffusionImg2ImgPipeline), with what is switched on there. They move:
+    /// no weight is copied.
+    #[must_use]
+    pub fn from_pipe(pipe: impl Into<Self>) -> Self {
+        pipe.into()
+    }
+
     /// A pipeline of ready-made components.
     ///
     /// As in diffusers, a scheduler configured as for the first releases (`steps_offset` other than 1, or `clip_sample`)
@@ -114,7 +123,7 @@ impl StableDiffusionPipeline {
 
     /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
     pub fn call(&mut self, prompt: impl Into<Prompt>) -> StableDiffusionCall<'_> {
-        StableDiffusionCall::new(self, Some(prompt.into()))
+        StableDiffusionCall::new(self, prompt.into(), TextToImage)
     }
 
     /// As [`StableDiffusionPipeline::call`], with embeddings of the prompts in place of texts.
@@ -122,7 +131,7 @@ impl StableDiffusionPipeline {
     /// # Shapes
     /// `prompt_embeds` is `[batch, tokens, hidden_size]`. With guidance, `negative_prompt_embeds` is needed as well.
     pub fn call_embeds(&mut self, prompt_embeds: Tensor) -> StableDiffusionCall<'_> {
-        StableDiffusionCall::new(self, None).prompt_embeds(prompt_embeds)
+        StableDiffusionCall::of_embeds(self, prompt_embeds, TextToImage)
     }
 
     /// Moves all models to a device, casts them to a dtype, or lays them out in a memory format.
@@ -167,13 +176,17 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// As [`StableDiffusionPipeline::save_pretrained`]; [`Error::Argument`] for a variant that no file name can hold.
     pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        let folder = folder.as_ref();
+        self.save_as("StableDiffusionPipeline", folder.as_ref(), options)
+    }
+
+    /// Writes the components as those of a pipeline of class `class_name`.
+    pub(super) fn save_as(&self, class_name: &str, folder: &Path, options: &SaveOptions) -> Result<()> {
         let unet = self.unet.as_any().downcast_ref::<UNet2DConditionModel>().ok_or_else(|| {
             Error::Unsupported("only a UNet2DConditionModel can be saved; this pipeline has another UNet".into())
         })?;
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut index = model_index(
-            "StableDiffusionPipeline",
+            class_name,
             &[
                 ("feature_extractor", "", ""),
                 ("image_encoder", "", ""),

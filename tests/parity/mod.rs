@@ -3,6 +3,7 @@
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
+mod flow_match;
 mod flux;
 mod fused;
 mod images;

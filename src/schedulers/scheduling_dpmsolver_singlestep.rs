@@ -8,7 +8,7 @@ mod updates;
 use super::arrays::interp;
 use super::betas::{log_sigmas, training_sigmas};
 use super::cursor::{Cursor, not_set, takes_no_custom};
-use super::half_log_snr::{Point, alpha_sigma_tensors, flow_sigmas, last_timestep};
+use super::half_log_snr::{Point, alpha_sigma_tensors, exponential_shift, flow_sigmas, last_timestep};
 use super::scheduling_dpmsolver_multistep::options::ALIASES;
 use super::scheduling_dpmsolver_multistep::updates::{Algorithm, Step};
 use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
@@ -163,12 +163,8 @@ impl Scheduler for DPMSolverSinglestepScheduler {
     }
 
     fn set_timesteps_with_mu(&mut self, timesteps: Timesteps<'_>, mu: f64) -> Result<()> {
-        if !self.options.use_dynamic_shifting || self.options.time_shift_type != "exponential" {
-            return Err(Error::Argument(
-                "`mu` needs `use_dynamic_shifting`, and exponential as `time_shift_type`".into(),
-            ));
-        }
-        self.options.flow_shift = mu.exp();
+        let options = &mut self.options;
+        options.flow_shift = exponential_shift(mu, options.use_dynamic_shifting, &options.time_shift_type)?;
         self.set_timesteps(timesteps)
     }
 

@@ -66,7 +66,8 @@ fn memory_techniques_change_nothing_but_what_casting_rounds() {
     assert_eq!(stored("transformer_blocks.0.attn.to_q.weight"), Kind::Float8e4m3fn);
     assert_eq!(stored("transformer_blocks.0.norm1.linear.weight"), Kind::Float);
     let difference = forward(&model, &given).unwrap().max_abs_diff(&given["expected"]).unwrap();
-    assert!(difference > 0.0 && difference < 1.0, "{difference}");
+    // Numbers of 8 bits for weights of two blocks each: 0.17 measured.
+    assert!(difference > 0.0 && difference < 0.2, "{difference}");
 }
 
 #[test]

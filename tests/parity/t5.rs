@@ -42,7 +42,7 @@ fn configurations_and_inputs_that_cannot_be_are_refused() {
     let build = |config| T5EncoderModel::new(config, Scope::root(&weights));
     let unknown = T5Config { feed_forward_proj: "gated-silu".into(), ..T5Config::default() };
     let error = build(unknown).unwrap_err();
-    assert!(matches!(&error, Error::Unsupported(_)) || error.to_string().contains("gated-silu"), "{error}");
+    assert!(error.to_string().contains("gated-silu"), "{error}");
     let few = T5Config { relative_attention_num_buckets: 2, ..T5Config::default() };
     assert!(build(few).unwrap_err().to_string().contains("relative_attention_num_buckets"));
 

@@ -75,7 +75,7 @@ impl MemoryEstimate {
     /// What the process grows by at most if the work is done on the CPU, in bytes: [`MemoryEstimate::peak`], and what
     /// libtorch takes beside tensors; none for another device, whose host is not reckoned with.
     ///
-    /// It is what `VmHWM` of `/proc/self/status` will show, within a tenth for the plans of `make bench-memory`.
+    /// It stands for what `VmHWM` of `/proc/self/status` will show; `make bench-memory` prints how far off it is.
     #[must_use]
     pub fn process_peak(&self) -> Option<i64> {
         (self.device == Device::Cpu.torch_name()).then(|| self.peak() + LIBTORCH_ITSELF)

@@ -183,6 +183,13 @@ class Scheduler:
         sigmas: list[float] | None = None,
         mu: float | None = None,
     ) -> None: ...
+    def set_timesteps_of(
+        self,
+        steps: int | None = None,
+        timesteps: list[float] | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
+    ) -> None: ...
     def set_begin_index(self, index: int) -> None: ...
     @property
     def timesteps(self) -> list[float]: ...

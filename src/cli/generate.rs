@@ -77,7 +77,8 @@ pub(crate) struct Generate {
     /// Pictures of each prompt [default: 1]
     #[arg(long)]
     num_images: Option<i64>,
-    /// ddim, pndm, euler, euler_a, dpmsolver or unipc [default: the model's]
+    /// ddim, ddpm, pndm, lms, euler, heun, euler_a, dpmsolver, dpm_single, dpm2, dpm2_a, deis, unipc or lcm
+    /// [default: the model's]
     #[arg(long, value_parser = scheduler_name)]
     scheduler: Option<String>,
     /// Layers of the text encoder left out at its end.

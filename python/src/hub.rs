@@ -10,7 +10,7 @@ use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders};
 /// What `from_pretrained` is told about the Hub.
 #[derive(Default, FromPyObject)]
 #[pyo3(from_item_all)]
-struct Access {
+pub(crate) struct Access {
     revision: Option<String>,
     token: Option<String>,
     cache_dir: Option<PathBuf>,

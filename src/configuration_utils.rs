@@ -15,13 +15,37 @@ pub const DIFFUSERS_VERSION: &str = "0.42.1";
 /// The numbers that Python's `json` writes bare, though JSON lacks them. A [`ConfigMap`] holds them as text.
 const NOT_IN_JSON: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
+/// How long a JSON file may be, in bytes. The longest in use, tokenizers and indices of shards, have a tenth of it.
+const MAX_JSON_SIZE: u64 = 1 << 28;
+
 /// Reads the JSON file at `path` into `T`. Python's bare `-Infinity`, `Infinity` and `NaN` are read as text.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read, [`Error::Config`] (with file, line and key) if it does not fit `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = quote_infinities(&std::fs::read_to_string(path).map_err(Error::io(path))?);
-    serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
+    let refuse = |why: String| Error::Config(format!("{}: {why}", path.display()));
+    let described = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !described.is_file() {
+        return Err(refuse("it is no file".into()));
+    }
+    if described.len() > MAX_JSON_SIZE {
+        return Err(refuse(format!("it has {} bytes: at most {MAX_JSON_SIZE} are read as JSON", described.len())));
+    }
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = String::from_utf8(bytes).map_err(|error| refuse(error.utf8_error().to_string()))?;
+    let text = quote_infinities(&text);
+    let mut json = serde_json::Deserializer::from_str(&text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| refuse(spelled(&error)))?;
+    json.end().map_err(|error| refuse(error.to_string()))?;
+    Ok(value)
+}
+
+/// The error with the key it is about, unless it is about the whole.
+fn spelled(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    match error.path().to_string() {
+        whole if whole == "." => error.inner().to_string(),
+        key => format!("`{key}`: {}", error.inner()),
+    }
 }
 
 /// Writes `value` to `path` as diffusers does: two spaces, keys sorted, a newline at the end.
@@ -59,7 +83,8 @@ fn quote_infinities(text: &str) -> String {
 /// # Errors
 /// [`Error::Config`] with the key that does not fit.
 pub fn from_map<T: DeserializeOwned>(map: &ConfigMap) -> Result<T> {
-    serde_json::from_value(serde_json::Value::Object(map.clone())).map_err(|error| Error::Config(error.to_string()))
+    let value = serde_json::Value::Object(map.clone());
+    serde_path_to_error::deserialize(value).map_err(|error| Error::Config(spelled(&error)))
 }
 
 /// A value for all blocks, or one for each.
@@ -104,7 +129,7 @@ mod tests {
             layers: i64,
         }
         let error = read_json::<Layers>(&path).unwrap_err();
-        assert!(error.to_string().contains("config.json: invalid type"), "{error}");
+        assert!(error.to_string().contains("config.json: `layers`: invalid type"), "{error}");
         assert!(matches!(read_json::<Layers>(&folder.path().join("none.json")), Err(Error::Io { .. })));
     }
 

@@ -58,6 +58,10 @@ pub enum Error {
     #[error("tokenizer: {0}")]
     Tokenizer(String),
 
+    /// The Hub, or the way there, failed; the message says what to do.
+    #[error("{0}")]
+    Hub(String),
+
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -103,6 +107,16 @@ impl Error {
         match self {
             Self::At { path, source } => Self::At { path: format!("{component}.{path}"), source },
             source => Self::At { path: component.into(), source: Box::new(source) },
+        }
+    }
+
+    /// Names the file that a [`Error::Config`] or [`Error::Unsupported`] is about; other kinds name theirs already.
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Config(text) => Self::Config(format!("{}: {text}", path.display())),
+            Self::Unsupported(text) => Self::Unsupported(format!("{}: {text}", path.display())),
+            other => other,
         }
     }
 

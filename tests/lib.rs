@@ -3,10 +3,13 @@
 //! `parity` compares with what diffusers computes; `make fixtures` has diffusers write that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
 
+mod bad_files;
 mod cli;
+mod cli_models;
 mod floors;
 mod from_pictures;
 mod gpu;
+mod hub;
 mod loading;
 mod memory_combinations;
 mod memory_ledger;

@@ -115,16 +115,23 @@ fn shards_and_variants_are_found_as_diffusers_names_them() {
         let files = options(variant).weight_files(folder.path(), "model").unwrap();
         files.iter().map(|file| file.file_name().unwrap().to_str().unwrap().to_string()).collect()
     };
-    let index = |a: &str, b: &str| format!(r#"{{"weight_map": {{"x": "{b}", "y": "{a}", "z": "{a}"}}}}"#);
+    let index = |a: &str, b: &str| {
+        touch(a, "");
+        touch(b, "");
+        format!(r#"{{"weight_map": {{"x": "{b}", "y": "{a}", "z": "{a}"}}}}"#)
+    };
     touch("model.safetensors.index.json", &index("model-1.safetensors", "model-2.safetensors"));
     assert_eq!(names(None), ["model-1.safetensors", "model-2.safetensors"]);
     touch("model.safetensors.index.fp16.json", &index("model.fp16-1.safetensors", "model.fp16-2.safetensors"));
     assert_eq!(names(Some("fp16")), ["model.fp16-1.safetensors", "model.fp16-2.safetensors"]);
     touch("model.safetensors", "");
     assert_eq!(names(None), ["model.safetensors"]);
-    let missing = options(Some("bf16")).weight_files(folder.path(), "model").unwrap_err().to_string();
-    assert!(missing.contains("model.bf16.safetensors"), "{missing}");
-    touch("model.safetensors.index.fp16.json", &index("../../etc/passwd", "model.fp16-2.safetensors"));
+    touch("model.safetensors.bf16.index.json", &index("model-00001.bf16.safetensors", "model-00002.bf16.safetensors"));
+    assert_eq!(names(Some("bf16")), ["model-00001.bf16.safetensors", "model-00002.bf16.safetensors"]);
+    let missing = options(Some("fp8")).weight_files(folder.path(), "model").unwrap_err().to_string();
+    assert!(missing.contains("model.fp8.safetensors"), "{missing}");
+    let outside = r#"{"weight_map": {"x": "../../etc/passwd", "y": "model.fp16-2.safetensors"}}"#;
+    touch("model.safetensors.index.fp16.json", outside);
     let outside = options(Some("fp16")).weight_files(folder.path(), "model").unwrap_err().to_string();
     assert!(outside.contains("lies outside the folder"), "{outside}");
 }

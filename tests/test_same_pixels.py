@@ -19,6 +19,14 @@ SCHEDULERS = {
     "euler_a": "EulerAncestralDiscreteScheduler",
     "dpmsolver": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "ddpm": "DDPMScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpm2": "KDPM2DiscreteScheduler",
+    "dpm2_a": "KDPM2AncestralDiscreteScheduler",
+    "dpm_single": "DPMSolverSinglestepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "lcm": "LCMScheduler",
 }
 
 

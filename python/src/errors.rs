@@ -17,6 +17,7 @@ pub(crate) fn raise(error: Error) -> PyErr {
         }
         Error::Unsupported(_) => PyNotImplementedError::new_err(text),
         Error::MissingWeights { .. } => PyKeyError::new_err(text),
+        Error::Hub(_) => PyOSError::new_err(text),
         // With a number, Python makes it a FileNotFoundError, a PermissionError ...
         Error::Io { path, source } => match source.raw_os_error().or(not_found(source)) {
             Some(number) => PyOSError::new_err((number, source.to_string(), path.display().to_string())),

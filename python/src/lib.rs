@@ -8,6 +8,7 @@ mod arguments;
 mod bridge;
 mod errors;
 mod hooks;
+mod hub;
 mod models;
 mod node;
 mod schedulers;
@@ -26,6 +27,8 @@ mod _tch_diffusers {
         set_attention_backend, set_attention_slice, set_fused_projections, set_use_memory_efficient_attention,
         set_use_winograd, set_weights_prepack,
     };
+    #[pymodule_export]
+    use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
     use super::models::{AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, UNet2DConditionModel};
     #[pymodule_export]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 use tch_diffusers::configuration_utils::from_map;
-use tch_diffusers::loaders::LoadOptions;
+use tch_diffusers::loaders::{LoadOptions, SaveOptions, parse_size};
 use tch_diffusers::models::unets::{AddedCond, UNetInputs};
 use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, unets};
 use tch_diffusers::nn::{self, RandomWeights, Weights};
@@ -42,8 +42,8 @@ impl<M: ModelMixin + Send> Turns<M> {
         py.detach(|| to_json(self.lock().config()))
     }
 
-    fn save(&self, folder: PathBuf) -> Result<()> {
-        self.lock().save_pretrained(folder)
+    fn save(&self, folder: PathBuf, options: &SaveOptions) -> Result<()> {
+        self.lock().save_pretrained_with(folder, options)
     }
 }
 
@@ -58,12 +58,29 @@ struct Loading {
     device: String,
 }
 
+/// `max_shard_size`: a number of bytes, or a text such as "5GB".
+#[derive(FromPyObject)]
+enum ShardSize {
+    Bytes(u64),
+    Text(String),
+}
+
+impl ShardSize {
+    fn bytes(self) -> PyResult<u64> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes),
+            Self::Text(text) => parse_size(&text).or_raise(),
+        }
+    }
+}
+
 fn load<M: ModelMixin + Send>(py: Python<'_>, loading: Loading) -> PyResult<Turns<M>> {
     let options = LoadOptions {
         torch_dtype: loading.dtype.as_deref().map(kind).transpose()?,
         variant: loading.variant,
         subfolder: loading.subfolder,
         device: device(&loading.device)?,
+        ..LoadOptions::default()
     };
     let folder = loading.folder;
     py.detach(move || M::from_pretrained(folder).options(options).load()).or_raise().map(Turns::new)
@@ -139,8 +156,16 @@ macro_rules! model_class {
             }
 
             /// Writes the model to a folder, so that diffusers reads it back.
-            fn save(&self, py: Python<'_>, folder: PathBuf) -> PyResult<()> {
-                py.detach(|| self.0.save(folder)).or_raise()
+            #[pyo3(signature = (folder, max_shard_size=None, variant=None))]
+            fn save(
+                &self,
+                py: Python<'_>,
+                folder: PathBuf,
+                max_shard_size: Option<ShardSize>,
+                variant: Option<String>,
+            ) -> PyResult<()> {
+                let max_shard_size = max_shard_size.map(ShardSize::bytes).transpose()?;
+                py.detach(|| self.0.save(folder, &SaveOptions { max_shard_size, variant })).or_raise()
             }
 
             $($methods)*

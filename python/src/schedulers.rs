@@ -9,14 +9,15 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::Tensor;
 use tch_diffusers::schedulers::{
-    self, Churn, PNDMScheduler, SchedulerMixin, StepOptions, Timesteps, load_scheduler_config, training_alphas_cumprod,
-    training_betas,
+    self, Churn, LCMScheduler, PNDMScheduler, SchedulerMixin, StepOptions, Timesteps, load_scheduler_config,
+    training_alphas_cumprod, training_betas,
 };
 use tch_diffusers::{Result, SchedulerKind};
 
-/// PNDM has steps of its own; the others are used through what all have.
+/// PNDM has steps of its own, LCM its own layout; the others are used through what all have.
 enum Core {
     Pndm(Box<PNDMScheduler>),
+    Lcm(Box<LCMScheduler>),
     Other(Box<dyn schedulers::Scheduler>),
 }
 
@@ -24,6 +25,7 @@ impl Core {
     fn get(&self) -> &dyn schedulers::Scheduler {
         match self {
             Self::Pndm(scheduler) => scheduler.as_ref(),
+            Self::Lcm(scheduler) => scheduler.as_ref(),
             Self::Other(scheduler) => scheduler.as_ref(),
         }
     }
@@ -31,6 +33,7 @@ impl Core {
     fn get_mut(&mut self) -> &mut dyn schedulers::Scheduler {
         match self {
             Self::Pndm(scheduler) => scheduler.as_mut(),
+            Self::Lcm(scheduler) => scheduler.as_mut(),
             Self::Other(scheduler) => scheduler.as_mut(),
         }
     }
@@ -48,8 +51,8 @@ impl Scheduler {
     fn pndm<T>(&self, act: impl FnOnce(&mut PNDMScheduler) -> Result<T>) -> PyResult<T> {
         match &mut *self.lock() {
             Core::Pndm(scheduler) => act(scheduler).or_raise(),
-            Core::Other(scheduler) => {
-                let name = scheduler.class_name();
+            core => {
+                let name = core.get().class_name();
                 Err(PyNotImplementedError::new_err(format!("{name} has no Runge-Kutta steps")))
             }
         }
@@ -66,6 +69,7 @@ struct Options {
     s_tmin: f64,
     s_tmax: f64,
     s_noise: f64,
+    order: Option<usize>,
     generators: Vec<PyGenerator>,
     variance_noise: Option<PyTensor>,
 }
@@ -78,6 +82,7 @@ impl Scheduler {
         let (kind, config) = (class_name.parse::<SchedulerKind>().or_raise()?, config(config_json)?);
         let core = match kind {
             SchedulerKind::PNDM => Core::Pndm(Box::new(PNDMScheduler::from_config(&config).or_raise()?)),
+            SchedulerKind::LCM => Core::Lcm(Box::new(LCMScheduler::from_config(&config).or_raise()?)),
             other => Core::Other(other.from_config(&config).or_raise()?),
         };
         Ok(Self(Mutex::new(core)))
@@ -123,6 +128,28 @@ impl Scheduler {
         match mu {
             Some(mu) => core.get_mut().set_timesteps_with_mu(layout, mu).or_raise(),
             None => core.get_mut().set_timesteps(layout).or_raise(),
+        }
+    }
+
+    /// Lays out a run of LCM over a share of the timesteps that the model was distilled with.
+    #[pyo3(signature = (steps=None, timesteps=None, original_inference_steps=None, strength=1.0))]
+    fn set_timesteps_of(
+        &self,
+        steps: Option<usize>,
+        timesteps: Option<Vec<f64>>,
+        original_inference_steps: Option<i64>,
+        strength: f64,
+    ) -> PyResult<()> {
+        let layout = match &timesteps {
+            Some(timesteps) => Timesteps::Timesteps(timesteps),
+            None => Timesteps::Steps(steps.unwrap_or(0)),
+        };
+        match &mut *self.lock() {
+            Core::Lcm(lcm) => lcm.set_timesteps_of(layout, original_inference_steps, strength).or_raise(),
+            core => {
+                let name = core.get().class_name();
+                Err(PyNotImplementedError::new_err(format!("{name} was not distilled from other timesteps")))
+            }
         }
     }
 
@@ -178,12 +205,13 @@ impl Scheduler {
         let (output, sample) = (model_output.0, sample.0);
         let mut drawn_from = generators(options.generators);
         let variance_noise = options.variance_noise.map(|PyTensor(noise)| noise);
-        let Options { eta, use_clipped_model_output, s_churn, s_tmin, s_tmax, s_noise, .. } = options;
+        let Options { eta, use_clipped_model_output, s_churn, s_tmin, s_tmax, s_noise, order, .. } = options;
         let step = move || {
             let options = StepOptions {
                 eta,
                 use_clipped_model_output,
                 churn: Churn { s_churn, s_tmin, s_tmax, s_noise },
+                order,
                 generators: &mut drawn_from,
                 variance_noise: variance_noise.as_ref(),
             };

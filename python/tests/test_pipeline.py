@@ -16,9 +16,17 @@ import tch_diffusers
 
 SCHEDULERS = [
     "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 ]

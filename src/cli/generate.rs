@@ -3,6 +3,7 @@
 use crate::allocator;
 use crate::interrupt;
 use crate::memory::Memory;
+use crate::model::model_folder;
 use crate::offload::Offload;
 use crate::outcome::{Interrupted, ModelError};
 use crate::parameters::Parameters;
@@ -20,7 +21,7 @@ use tch_diffusers::pipelines::stable_diffusion::{
     TakesSize,
 };
 use tch_diffusers::schedulers::SchedulerKind;
-use tch_diffusers::utils::{assets::bundled_model, image::write_png, progress::ProgressBarConfig};
+use tch_diffusers::utils::{image::write_png, progress::ProgressBarConfig};
 use tch_diffusers::{DeviceExt, Error, KindExt};
 
 const EXAMPLES: &str = "\
@@ -46,9 +47,12 @@ pub(crate) struct Generate {
     /// What the picture should not show.
     #[arg(long)]
     negative_prompt: Option<String>,
-    /// The model's folder, as diffusers writes it, or `bundled` [default: bundled]
-    #[arg(long, value_name = "FOLDER")]
+    /// The model's folder, as diffusers writes it, `owner/name` on the Hub, or `bundled` [default: bundled]
+    #[arg(long)]
     model: Option<String>,
+    /// The branch, tag or commit on the Hub [default: main]
+    #[arg(long)]
+    revision: Option<String>,
     /// Draws a picture of this program again, to the pixel; other options change what they name.
     #[arg(long, value_name = "PNG")]
     from: Option<PathBuf>,
@@ -79,7 +83,8 @@ pub(crate) struct Generate {
     /// Pictures of each prompt [default: 1]
     #[arg(long)]
     num_images: Option<i64>,
-    /// ddim, pndm, euler, euler_a, dpmsolver or unipc [default: the model's]
+    /// ddim, ddpm, pndm, lms, euler, heun, euler_a, dpmsolver, dpm_single, dpm2, dpm2_a, deis, unipc or lcm
+    /// [default: the model's]
     #[arg(long, value_parser = scheduler_name)]
     scheduler: Option<String>,
     /// Layers of the text encoder left out at its end.
@@ -123,7 +128,6 @@ pub(crate) fn dtype_name(name: &str) -> Result<String, Error> {
 
 impl Generate {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        interrupt::listen()?;
         check_output(&self.output)?;
         let (parameters, only) = self.parameters()?;
         let kind = Kind::from_torch_name(&parameters.dtype)?;
@@ -131,11 +135,15 @@ impl Generate {
         self.offload.check(device)?;
         let pictures = parameters.source.read(&parameters)?;
         parameters.speed.switch()?;
+        let (revision, variant) = (parameters.revision.as_deref(), parameters.variant.as_deref());
+        let folder = model_folder(&parameters.model, revision, variant, self.quiet)?;
+        // Not before: Ctrl-C ends a download at once.
+        interrupt::listen()?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
         let home = if self.offload.is_on() { Device::Cpu } else { device };
         let early = self.offload.while_loading(device).filter(|_| !parameters.memory.changes_weights());
         let offloaded = early.is_some();
-        let mut pipe = load(&parameters, kind, home, early, progress)?;
+        let mut pipe = load(&folder, &parameters, kind, home, early, progress)?;
         allocator::suit(&pipe);
         if let Some(name) = &parameters.scheduler {
             pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
@@ -170,6 +178,8 @@ impl Generate {
         };
         let only = only.filter(|_| self.prompt.is_empty() && self.num_images.is_none());
         let parameters = Parameters {
+            // The revision is of the model that is named beside it.
+            revision: self.revision.clone().or(base.revision.filter(|_| self.model.is_none())),
             model: self.model.clone().unwrap_or(base.model),
             prompts: if self.prompt.is_empty() { base.prompts } else { self.prompt.clone() },
             negative_prompt: self.negative_prompt.clone().or(base.negative_prompt),
@@ -194,26 +204,14 @@ impl Generate {
     }
 }
 
-/// Where the model called `name` lies.
-pub(crate) fn model_folder(name: &str) -> anyhow::Result<PathBuf> {
-    let folder = match name {
-        "bundled" => bundled_model().context(ModelError)?,
-        folder => PathBuf::from(folder),
-    };
-    if !folder.is_dir() {
-        bail!(anyhow::Error::msg(format!("{}: there is no such folder", folder.display())).context(ModelError));
-    }
-    Ok(folder)
-}
-
 fn load(
+    folder: &Path,
     parameters: &Parameters,
     kind: Kind,
     device: Device,
     offloading: Option<GroupOffloading>,
     progress: ProgressBarConfig,
 ) -> anyhow::Result<StableDiffusionPipeline> {
-    let folder = model_folder(&parameters.model)?;
     let mut loader = StableDiffusionPipeline::from_pretrained(folder).torch_dtype(kind).progress_bar(progress);
     if let Some(variant) = &parameters.variant {
         loader = loader.variant(variant);

@@ -1,10 +1,13 @@
 //! The command line tool.
 
 mod allocator;
+mod convert;
 mod env;
 mod generate;
+mod inspect;
 mod interrupt;
 mod memory;
+mod model;
 mod offload;
 mod outcome;
 mod parameters;
@@ -29,6 +32,8 @@ struct Cli {
 enum Command {
     Generate(Box<generate::Generate>),
     Trace(Box<trace::Trace>),
+    Inspect(inspect::Inspect),
+    Convert(convert::Convert),
     Env(env::Env),
 }
 
@@ -38,6 +43,8 @@ fn main() {
     let done = match cli.command {
         Command::Generate(generate) => generate.run(),
         Command::Trace(trace) => trace.run(),
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Convert(convert) => convert.run(),
         Command::Env(env) => env.run(),
     };
     tch_diffusers::torch::exit(outcome::exit_code(done))

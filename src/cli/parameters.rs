@@ -15,6 +15,8 @@ const KEY: &str = "tch-diffusers";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Parameters {
     pub(crate) model: String,
+    #[serde(default)]
+    pub(crate) revision: Option<String>,
     pub(crate) prompts: Vec<String>,
     pub(crate) negative_prompt: Option<String>,
     pub(crate) steps: usize,
@@ -42,6 +44,7 @@ impl Default for Parameters {
     fn default() -> Self {
         Self {
             model: "bundled".into(),
+            revision: None,
             prompts: vec![],
             negative_prompt: None,
             steps: 25,

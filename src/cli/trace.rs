@@ -1,6 +1,7 @@
 //! `tch-diffusers trace`: a model as a TorchScript file.
 
-use crate::generate::{dtype_name, model_folder};
+use crate::generate::dtype_name;
+use crate::model::model_folder;
 use crate::outcome::ModelError;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -22,9 +23,12 @@ are not fixed by those that it is traced with, except for a size that does not h
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Trace {
-    /// The model's folder, as diffusers writes it, or `bundled`
-    #[arg(long, value_name = "FOLDER", default_value = "bundled")]
+    /// The model's folder, as diffusers writes it, `owner/name` on the Hub, or `bundled`
+    #[arg(long, default_value = "bundled")]
     model: String,
+    /// The branch, tag or commit on the Hub [default: main]
+    #[arg(long)]
+    revision: Option<String>,
     /// Which of the pipeline's models
     #[arg(long, value_enum, default_value_t = Component::Unet)]
     component: Component,
@@ -64,7 +68,7 @@ enum Component {
 
 impl Trace {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let folder = model_folder(&self.model)?;
+        let folder = model_folder(&self.model, self.revision.as_deref(), self.variant.as_deref(), false)?;
         match self.component {
             Component::Unet => self.write(&self.load::<UNet2DConditionModel>(&folder, "unet")?, &folder, 2),
             Component::TextEncoder => self.write(&self.load::<CLIPTextModel>(&folder, "text_encoder")?, &folder, 1),

@@ -3,16 +3,19 @@
 //! A tensor whose dtype already fits is a view of the map: it costs neither time nor memory until it is read. The map
 //! lives as long as the last view, and is private: writing to a weight never reaches the file.
 
+use super::safetensors_header::{SafetensorsHeader, TensorEntry};
 use crate::error::{Error, Result};
 use crate::nn::Weights;
-use crate::torch::{MappedFile, MappedTensor};
+use crate::torch::{KindExt, MappedFile, MappedTensor};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
+
+/// How many weights a model may miss before it is given up: a hostile configuration asks for billions.
+const MISSING_AT_MOST: usize = 100_000;
 
 /// Maps a key as the file spells it to the model's spelling. Keys it answers with `None` are passed over.
 pub type KeyMap = fn(&str) -> Option<String>;
@@ -35,19 +38,43 @@ struct State {
     mismatches: Vec<String>,
 }
 
+/// How a checkpoint and a model fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointReport {
+    /// The keys that the model has and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// One sentence for each weight of another shape.
+    pub mismatches: Vec<String>,
+    /// The keys that the checkpoint has and the model lacks, sorted.
+    pub unexpected: Vec<String>,
+}
+
 impl Checkpoint {
     /// Maps `files`; `keys` gives their keys the model's spelling. Floating-point weights are cast to `kind` where it is
     /// given, and go to `device`, one by one as the model asks for them.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read, [`Error::Config`] if it is no safetensors file.
+    /// [`Error::Io`] if a file cannot be read, [`Error::Config`] if it is no safetensors file or two weights have one
+    /// name, [`Error::Unsupported`] for a dtype that tch cannot hold.
     pub fn open(files: &[PathBuf], keys: KeyMap, kind: Option<Kind>, device: Device) -> Result<Self> {
-        let mut tensors = HashMap::new();
+        let mut tensors: HashMap<String, MappedTensor> = HashMap::new();
         for file in files {
-            let (map, metadata, start) = map_file(file)?;
-            for (name, info) in metadata.tensors() {
-                let Some(key) = keys(&name) else { continue };
-                tensors.insert(key, mapped(&map, start, info, &name)?);
+            let header = SafetensorsHeader::read(file)?;
+            let map = MappedFile::open(file, header.size)?;
+            for entry in &header.tensors {
+                let Some(key) = keys(&entry.name) else { continue };
+                match tensors.entry(key) {
+                    Entry::Vacant(place) => place.insert(mapped(&map, header.start, entry)?),
+                    Entry::Occupied(other) => {
+                        return Err(Error::Config(format!(
+                            "{}: `{}` is there twice: as `{}` in {} as well",
+                            file.display(),
+                            entry.name,
+                            other.key(),
+                            other.get().path().display()
+                        )));
+                    }
+                };
             }
         }
         Ok(Self { tensors, files: files.to_vec(), kind, device, state: Mutex::default() })
@@ -58,6 +85,16 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// All weights by their keys in the model's spelling, sorted: views of the files, of which nothing is read yet.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where a tensor at an odd address has no room.
+    pub fn state_dict(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut keys: Vec<_> = self.tensors.iter().collect();
+        keys.sort_by_key(|(key, _)| key.as_str());
+        keys.into_iter().map(|(key, mapped)| Ok((key.clone(), mapped.view()?))).collect()
+    }
+
     /// Says whether everything that the model asked for was there; to be called once it is built.
     ///
     /// Keys that the model did not ask for are named in a warning, as diffusers does.
@@ -66,16 +103,14 @@ impl Checkpoint {
     /// [`Error::MissingWeights`] or [`Error::WeightShape`], with all keys at once.
     pub fn finish(self) -> Result<()> {
         let file = self.files.first().cloned().unwrap_or_default();
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if !state.missing.is_empty() {
-            return Err(Error::MissingWeights { file, keys: state.missing });
+        let CheckpointReport { missing, mismatches, unexpected } = self.into_report();
+        if !missing.is_empty() {
+            return Err(Error::MissingWeights { file, keys: missing });
         }
-        if !state.mismatches.is_empty() {
-            return Err(Error::WeightShape { file, mismatches: state.mismatches });
+        if !mismatches.is_empty() {
+            return Err(Error::WeightShape { file, mismatches });
         }
-        let mut unexpected: Vec<_> = self.tensors.keys().filter(|key| !state.used.contains(*key)).collect();
         if !unexpected.is_empty() {
-            unexpected.sort();
             tracing::warn!(
                 "{}: {} weights that the model does not use: {unexpected:?}",
                 file.display(),
@@ -83,6 +118,15 @@ impl Checkpoint {
             );
         }
         Ok(())
+    }
+
+    /// What [`Checkpoint::finish`] judges, for whoever wants to know rather than to load.
+    #[must_use]
+    pub fn into_report(self) -> CheckpointReport {
+        let State { used, missing, mismatches } = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut unexpected: Vec<_> = self.tensors.into_keys().filter(|key| !used.contains(key)).collect();
+        unexpected.sort();
+        CheckpointReport { missing, mismatches, unexpected }
     }
 }
 
@@ -93,10 +137,13 @@ impl Weights for Checkpoint {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mapped) = self.tensors.get(path) else {
             state.missing.push(path.to_string());
+            if state.missing.len() >= MISSING_AT_MOST {
+                let file = self.files.first().cloned().unwrap_or_default();
+                return Err(Error::MissingWeights { file, keys: std::mem::take(&mut state.missing) });
+            }
             return stand_in(shape);
         };
         state.used.insert(path.to_string());
-        let tensor = mapped.view()?;
         // Checkpoints of the first Stable Diffusions keep some linear maps as convolutions of one pixel.
         let found = mapped.shape();
         let same = found == shape || found.strip_suffix(&[1, 1]).is_some_and(|shorter| shorter == shape);
@@ -105,7 +152,8 @@ impl Weights for Checkpoint {
             return stand_in(shape);
         }
         drop(state);
-        let kind = self.kind.filter(|_| is_floating_point(mapped.kind())).unwrap_or(mapped.kind());
+        let tensor = mapped.view()?;
+        let kind = self.kind.filter(|_| mapped.kind().is_floating_point()).unwrap_or(mapped.kind());
         let weight = tensor.f_view(shape)?.f_to_device(self.device)?.f_to_kind(kind)?;
         if weight.device() != Device::Cpu || weight.data_ptr() != tensor.data_ptr() {
             mapped.release()?;
@@ -118,54 +166,21 @@ impl Weights for Checkpoint {
     }
 }
 
-/// The tensor called `name` of a file whose data begin `start` bytes in.
-fn mapped(map: &Arc<MappedFile>, start: usize, info: &TensorInfo, name: &str) -> Result<MappedTensor> {
-    let kind = kind_of(info.dtype).ok_or_else(|| {
+/// The tensor of `entry` in a file whose data begin `start` bytes in.
+fn mapped(map: &Arc<MappedFile>, start: usize, entry: &TensorEntry) -> Result<MappedTensor> {
+    let kind = kind_of(entry.kind).ok_or_else(|| {
         Error::Unsupported(format!(
-            "{}: `{name}` has dtype {:?}, which tch cannot hold",
+            "{}: `{}` has dtype {}, which tch cannot hold",
             map.path().display(),
-            info.dtype
+            entry.name,
+            entry.dtype
         ))
     })?;
-    let shape: Vec<_> = info.shape.iter().map(|&side| side as i64).collect();
-    MappedTensor::new(map, start + info.data_offsets.0, kind, &shape)
-}
-
-/// The whole file as bytes, its header, and where the data begins.
-fn map_file(path: &Path) -> Result<(Arc<MappedFile>, Metadata, usize)> {
-    let invalid = |why: String| Error::Config(format!("{}: not a safetensors file: {why}", path.display()));
-    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let size = file.metadata().map_err(Error::io(path))?.len();
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(|_| invalid("it is shorter than 8 bytes".into()))?;
-    let length = u64::from_le_bytes(length);
-    if length > size.saturating_sub(8) {
-        return Err(invalid("its header is longer than the file".into()));
-    }
-    let mut head = vec![0; 8 + length as usize];
-    head[..8].copy_from_slice(&length.to_le_bytes());
-    file.read_exact(&mut head[8..]).map_err(Error::io(path))?;
-    let metadata = read_header(&head).map_err(|error| invalid(error.to_string()))?;
-    let start = head.len();
-    let expected = (start + metadata.data_len()) as u64;
-    if expected != size {
-        return Err(invalid(format!("its header describes {expected} bytes, it has {size}; the download may be cut")));
-    }
-    Ok((MappedFile::open(path, size as usize)?, metadata, start))
-}
-
-/// The header alone: the crate checks offsets, overlaps and lengths.
-fn read_header(head: &[u8]) -> std::result::Result<Metadata, safetensors::SafeTensorError> {
-    let json = std::str::from_utf8(&head[8..]).map_err(safetensors::SafeTensorError::InvalidHeader)?;
-    serde_json::from_str(json).map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)
+    MappedTensor::new(map, start + entry.data_offsets.0, kind, &entry.shape)
 }
 
 fn stand_in(shape: &[i64]) -> Result<Tensor> {
     Ok(Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?.f_expand(shape, false)?)
-}
-
-fn is_floating_point(kind: Kind) -> bool {
-    matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double | Kind::Float8e4m3fn | Kind::Float8e5m2)
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {

@@ -1,7 +1,15 @@
 //! Weights from files.
 
 mod checkpoint;
+pub mod hub;
 mod options;
+mod safetensors_header;
+mod save;
+pub mod single_file;
+mod tensor_bytes;
 
-pub use checkpoint::{Checkpoint, KeyMap};
+pub use checkpoint::{Checkpoint, CheckpointReport, KeyMap};
+pub use hub::HubOptions;
 pub use options::LoadOptions;
+pub use safetensors_header::{SafetensorsHeader, TensorEntry};
+pub use save::{SaveOptions, StateDict, parse_size};

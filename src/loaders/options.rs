@@ -1,8 +1,12 @@
 //! What `from_pretrained` may be told.
 
+use super::hub::HubOptions;
 use crate::error::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use tch::{Device, Kind};
+
+/// What transformers calls the files of weights.
+const TRANSFORMERS_STEM: &str = "model";
 
 /// How weights are loaded: dtype, device, and which files.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,11 +19,13 @@ pub struct LoadOptions {
     pub subfolder: Option<String>,
     /// Where the weights go.
     pub device: Device,
+    /// How they are had from the Hub, where a repository is named in the place of a folder.
+    pub hub: HubOptions,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { torch_dtype: None, variant: None, subfolder: None, device: Device::Cpu }
+        Self { torch_dtype: None, variant: None, subfolder: None, device: Device::Cpu, hub: HubOptions::default() }
     }
 }
 
@@ -33,19 +39,20 @@ impl LoadOptions {
     /// The safetensors files of the weights called `stem` in `folder`, in the order of their shards.
     ///
     /// `stem.safetensors`, or the shards that `stem.safetensors.index.json` lists; with a variant, `stem.fp16.safetensors`
-    /// or the shards of `stem.safetensors.index.fp16.json`.
+    /// or the shards of `stem.safetensors.index.fp16.json`, which was called `stem.safetensors.fp16.index.json` once. Where
+    /// there are both, models of diffusers are read from their shards and those of transformers are not, as there.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file that is missing, [`Error::Unsupported`] if there are only pickle files.
     pub fn weight_files(&self, folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
         let infix = self.variant.as_ref().map(|variant| format!(".{variant}")).unwrap_or_default();
         let single = folder.join(format!("{stem}{infix}.safetensors"));
-        if single.is_file() {
-            return Ok(vec![single]);
-        }
-        let index = folder.join(format!("{stem}.safetensors.index{infix}.json"));
-        if index.is_file() {
-            return shards(&index);
+        let index = [format!("{stem}.safetensors.index{infix}.json"), format!("{stem}.safetensors{infix}.index.json")];
+        let index = index.iter().map(|name| folder.join(name)).find(|index| index.is_file());
+        match index {
+            Some(index) if stem != TRANSFORMERS_STEM || !single.is_file() => return shards(&index),
+            _ if single.is_file() => return Ok(vec![single]),
+            _ => (),
         }
         for pickle in ["diffusion_pytorch_model", "pytorch_model"].map(|stem| folder.join(format!("{stem}{infix}.bin")))
         {
@@ -68,15 +75,28 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let Index { weight_map } = crate::configuration_utils::read_json(index)?;
-    let mut names: Vec<_> = weight_map.into_values().collect();
+    let mut names: Vec<_> = weight_map.into_iter().map(|(key, name)| (name, key)).collect();
     names.sort();
-    names.dedup();
+    names.dedup_by(|(name, _), (other, _)| name == other);
+    if names.is_empty() {
+        return Err(Error::Config(format!("{}: `weight_map` names no file", index.display())));
+    }
     let folder = index.parent().unwrap_or(Path::new(""));
-    names
-        .iter()
-        .map(|name| match Path::new(name).components().count() {
-            1 => Ok(folder.join(name)),
-            _ => Err(Error::Config(format!("{}: shard `{name}` lies outside the folder", index.display()))),
-        })
-        .collect()
+    names.iter().map(|(name, key)| shard(index, folder, name, key)).collect()
+}
+
+/// The file `name` beside the index, which is said to hold `key`.
+fn shard(index: &Path, folder: &Path, name: &str, key: &str) -> Result<PathBuf> {
+    let mut parts = Path::new(name).components();
+    let inside = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    if !inside || name.ends_with('/') {
+        let text = format!("{}: shard `{name}` of `{key}` lies outside the folder", index.display());
+        return Err(Error::Config(text));
+    }
+    let path = folder.join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let why = format!("the index {} has `{key}` in it, and there is no such file", index.display());
+    Err(Error::io(path)(std::io::Error::new(std::io::ErrorKind::NotFound, why)))
 }

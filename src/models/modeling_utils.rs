@@ -8,16 +8,15 @@ use crate::hooks::{
     DEFAULT_SKIP_MODULES_PATTERN, GroupOffloading, SkipModules, apply_group_offloading, apply_layerwise_casting,
     disable_layerwise_casting, enable_weights_prepack, refuse_if_offloaded, remove_group_offloading, set_compute_dtype,
 };
-use crate::loaders::{Checkpoint, KeyMap, LoadOptions};
+use crate::loaders::{Checkpoint, HubOptions, KeyMap, LoadOptions, SaveOptions, StateDict};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
-use crate::nn::{Module, Scope, Weights, set_use_winograd, set_weights_prepack};
-use crate::torch::MemoryFormat;
+use crate::nn::{Module, Node, Scope, Weights, set_use_winograd, set_weights_prepack};
+use crate::torch::{KindExt, MappedTensor, MemoryFormat};
 use serde::{Serialize, de::DeserializeOwned};
-use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 /// What every model offers beside its forward.
 pub trait ModelMixin: Module + Sized {
@@ -56,7 +55,8 @@ pub trait ModelMixin: Module + Sized {
         Self::from_scope(config, Scope::root(weights))
     }
 
-    /// Reads the model that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`.
+    /// Reads the model that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`. Where
+    /// there is no such folder, `owner/name` is a repository of the Hub, and a folder of [`HubOptions`]' cache is read.
     fn from_pretrained(folder: impl AsRef<Path>) -> ModelLoader<Self> {
         let folder = folder.as_ref().to_path_buf();
         ModelLoader { folder, options: LoadOptions::default(), offloading: None, model: PhantomData }
@@ -67,6 +67,14 @@ pub trait ModelMixin: Module + Sized {
     /// # Errors
     /// [`Error::Io`] if a file cannot be written.
     fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.save_pretrained_with(folder, &SaveOptions::default())
+    }
+
+    /// As [`ModelMixin::save_pretrained`], with a limit for each file's size, or a variant in the files' names.
+    ///
+    /// # Errors
+    /// As [`StateDict::save`].
+    fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let config = serde_json::to_value(self.config()).map_err(|error| Error::Config(error.to_string()))?;
@@ -74,7 +82,7 @@ pub trait ModelMixin: Module + Sized {
         map.insert("_class_name".into(), Self::CLASS_NAME.into());
         map.insert("_diffusers_version".into(), DIFFUSERS_VERSION.into());
         write_json(&folder.join("config.json"), &map)?;
-        save_tensors(&folder.join(format!("{}.safetensors", Self::WEIGHTS_STEM)), &self.node().state_dict())
+        StateDict::new(self.node().state_dict()).save(folder, Self::WEIGHTS_STEM, options).map(drop)
     }
 
     /// Moves, casts or re-lays the weights, in place.
@@ -267,6 +275,24 @@ impl<M: ModelMixin> ModelLoader<M> {
         self
     }
 
+    /// The branch, tag or commit of a repository of the Hub; `main` by default.
+    pub fn revision(mut self, revision: impl Into<String>) -> Self {
+        self.options.hub.revision = Some(revision.into());
+        self
+    }
+
+    /// Reads what is in the cache of the Hub's files, and asks no server.
+    pub fn local_files_only(mut self, local_files_only: bool) -> Self {
+        self.options.hub.local_files_only = local_files_only;
+        self
+    }
+
+    /// All options for the Hub at once: revision, token, cache, server.
+    pub fn hub(mut self, hub: HubOptions) -> Self {
+        self.options.hub = hub;
+        self
+    }
+
     /// All options but offloading at once.
     pub fn options(mut self, options: LoadOptions) -> Self {
         self.options = options;
@@ -277,18 +303,16 @@ impl<M: ModelMixin> ModelLoader<M> {
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Config`] naming the file, [`Error::MissingWeights`] or [`Error::WeightShape`] naming the
-    /// keys, [`Error::Unsupported`] naming what the configuration asks for and is not there; with group offloading also
-    /// as [`apply_group_offloading`].
+    /// keys, [`Error::Unsupported`] naming what the configuration asks for and is not there; for a repository of the Hub as
+    /// [`HubOptions::model_folder`], with group offloading as [`apply_group_offloading`].
     pub fn load(self) -> Result<M> {
         self.offloading.as_ref().map_or(Ok(()), GroupOffloading::check)?;
-        let folder = self.options.folder(&self.folder);
+        let (subfolder, variant) = (self.options.subfolder.as_deref(), self.options.variant.as_deref());
+        let folder = self.options.hub.model_folder(&self.folder, subfolder, M::WEIGHTS_STEM, variant)?;
+        let folder = self.options.folder(&folder);
         let path = folder.join("config.json");
         let map: ConfigMap = read_json(&path)?;
-        let in_file = |error: Error| match error {
-            Error::Config(text) => Error::Config(format!("{}: {text}", path.display())),
-            Error::Unsupported(text) => Error::Unsupported(format!("{}: {text}", path.display())),
-            other => other,
-        };
+        let in_file = |error: Error| error.in_file(&path);
         let config = from_map(&map).map_err(in_file)?;
         let files = self.options.weight_files(&folder, M::WEIGHTS_STEM)?;
         // Differs from diffusers: without a dtype every model is float32. There, models of transformers keep the file's
@@ -299,76 +323,26 @@ impl<M: ModelMixin> ModelLoader<M> {
         let checkpoint = Checkpoint::open(&files, M::KEYS, cast, self.options.device)?;
         let model = M::from_weights(config, &checkpoint).map_err(in_file)?;
         checkpoint.finish()?;
+        check_dtypes(model.node(), &files)?;
         offloading.map_or(Ok(()), |options| model.enable_group_offload(&options))?;
         Ok(model)
     }
 }
 
+/// Models compute with floating-point weights, and with no others.
+fn check_dtypes(node: &Node, files: &[PathBuf]) -> Result<()> {
+    for (key, param) in node.params() {
+        let kind = param.get().f_kind()?;
+        if !kind.is_floating_point() {
+            let origin = param.origin().map(MappedTensor::path).or(files.first().map(PathBuf::as_path));
+            let file = origin.unwrap_or(Path::new("")).display();
+            let found = kind.torch_name();
+            return Err(Error::Config(format!("{file}: `{key}` should be of a floating-point dtype and is {found}")));
+        }
+    }
+    Ok(())
+}
+
 fn from_value(value: serde_json::Value) -> Result<ConfigMap> {
     serde_json::from_value(value).map_err(|error| Error::Config(error.to_string()))
-}
-
-/// Writes tensors to a safetensors file, by way of a temporary file beside it.
-fn save_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let views = tensors.iter().map(|(key, tensor)| Ok((key, TensorBytes::new(tensor)?))).collect::<Result<Vec<_>>>()?;
-    let metadata = [("format".to_string(), "pt".to_string())].into();
-    let temporary = path.with_extension("safetensors.tmp");
-    safetensors::serialize_to_file(views, Some(metadata), &temporary).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(error) => Error::io(path)(error),
-        other => Error::Torch(format!("{}: {other}", path.display())),
-    })?;
-    std::fs::rename(&temporary, path).map_err(Error::io(path))
-}
-
-/// A tensor as the safetensors crate wants to see it. The bytes are copied one tensor at a time, while writing.
-struct TensorBytes {
-    tensor: Tensor,
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    bytes: usize,
-}
-
-impl TensorBytes {
-    fn new(tensor: &Tensor) -> Result<Self> {
-        use safetensors::Dtype;
-        let dtype = match tensor.f_kind()? {
-            Kind::Bool => Dtype::BOOL,
-            Kind::Uint8 => Dtype::U8,
-            Kind::Int8 => Dtype::I8,
-            Kind::Int16 => Dtype::I16,
-            Kind::Int => Dtype::I32,
-            Kind::Int64 => Dtype::I64,
-            Kind::Half => Dtype::F16,
-            Kind::BFloat16 => Dtype::BF16,
-            Kind::Float => Dtype::F32,
-            Kind::Double => Dtype::F64,
-            Kind::Float8e4m3fn => Dtype::F8_E4M3,
-            Kind::Float8e5m2 => Dtype::F8_E5M2,
-            other => return Err(Error::Unsupported(format!("safetensors cannot hold dtype {other:?}"))),
-        };
-        let bytes = tensor.numel() * tensor.f_kind()?.elt_size_in_bytes();
-        let shape = tensor.size().iter().map(|&side| side as usize).collect();
-        Ok(Self { tensor: tensor.f_to_device(Device::Cpu)?.f_contiguous()?, dtype, shape, bytes })
-    }
-}
-
-impl safetensors::View for TensorBytes {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.bytes];
-        // The trait has no way to fail. The tensor is contiguous and on the host, and the buffer has its size.
-        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes
-    }
 }

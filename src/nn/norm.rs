@@ -1,7 +1,7 @@
 //! Normalisation: over groups of channels, and over the last dimension.
 
 use super::{Module, Node, Param, Scope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use tch::Tensor;
 
 /// The twin of `torch.nn.GroupNorm` with weight and bias (Wu and He 2018, arXiv:1803.08494).
@@ -18,8 +18,11 @@ impl GroupNorm {
     /// Reads `weight` and `bias`, `[channels]` each.
     ///
     /// # Errors
-    /// If the weights cannot be had.
+    /// [`Error::Config`] if the channels do not divide into the groups; or if the weights cannot be had.
     pub fn new(scope: Scope<'_>, groups: i64, channels: i64, eps: f64) -> Result<Self> {
+        if groups < 1 || channels % groups != 0 {
+            return Err(Error::Config(format!("a norm of {channels} channels cannot have {groups} groups")));
+        }
         let weight = scope.param("weight", &[channels])?;
         let bias = scope.param("bias", &[channels])?;
         Ok(Self { node: scope.finish::<Self>(), weight, bias, groups, eps })

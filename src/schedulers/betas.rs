@@ -20,6 +20,16 @@ pub enum BetaSchedule {
     /// alpha_bar is a squared cosine, betas are capped at 0.999 (arXiv:2102.09672, equation 17).
     #[serde(rename = "squaredcos_cap_v2")]
     SquaredcosCapV2,
+    /// alpha_bar falls by e^(-12 t); of HeunDiscrete alone.
+    Exp,
+    /// The signal-to-noise ratio is Laplace-distributed (arXiv:2407.03297); of DDPM alone.
+    Laplace,
+    /// A sigmoid from `beta_start` to `beta_end` (GeoDiff, arXiv:2203.02923); of DDPM alone.
+    Sigmoid,
+}
+
+impl BetaSchedule {
+    const OF_SOME: [Self; 3] = [Self::Exp, Self::Laplace, Self::Sigmoid];
 }
 
 /// The keys of a configuration that every scheduler reads its betas from.
@@ -48,6 +58,22 @@ impl Default for BetaConfig {
 impl BetaConfig {
     /// alpha_bar for each training timestep, rescaled to zero terminal SNR if asked.
     pub(super) fn alphas_cumprod(&self, rescale_zero_snr: bool) -> Result<Vec<f32>> {
+        self.alphas_cumprod_of(rescale_zero_snr, &[])
+    }
+
+    /// The same for a scheduler that has `more` schedules than all of them have.
+    pub(super) fn alphas_cumprod_of(&self, rescale_zero_snr: bool, more: &[BetaSchedule]) -> Result<Vec<f32>> {
+        let known = !BetaSchedule::OF_SOME.contains(&self.beta_schedule) || more.contains(&self.beta_schedule);
+        if self.trained_betas.is_none() && !known {
+            let name = match self.beta_schedule {
+                BetaSchedule::Exp => "exp",
+                BetaSchedule::Laplace => "laplace",
+                _ => "sigmoid",
+            };
+            return Err(Error::Unsupported(format!(
+                "`beta_schedule` = \"{name}\" is of other schedulers: use linear, scaled_linear or squaredcos_cap_v2"
+            )));
+        }
         if !(1..=1_000_000).contains(&self.num_train_timesteps) {
             return Err(Error::Config(format!("`num_train_timesteps` is {}, not 1 or more", self.num_train_timesteps)));
         }
@@ -84,18 +110,30 @@ impl BetaConfig {
                 let roots = Tensor::f_linspace(self.beta_start.powf(0.5), self.beta_end.powf(0.5), steps, cpu)?;
                 Ok(roots.f_pow_tensor_scalar(2)?)
             }
-            BetaSchedule::SquaredcosCapV2 => single(&betas_for_alpha_bar(steps)),
+            BetaSchedule::SquaredcosCapV2 => single(&betas_for_alpha_bar(steps, |t| {
+                ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powf(2.0)
+            })),
+            BetaSchedule::Exp => single(&betas_for_alpha_bar(steps, |t| (t * -12.0).exp())),
+            BetaSchedule::Laplace => single(&betas_for_alpha_bar(steps, laplace_alpha_bar)),
+            BetaSchedule::Sigmoid => {
+                let risen = Tensor::f_linspace(-6.0, 6.0, steps, cpu)?.f_sigmoid()?;
+                Ok(risen.f_mul_scalar(self.beta_end - self.beta_start)?.f_add_scalar(self.beta_start)?)
+            }
         }
     }
 }
 
-/// beta_t = min(1 - alpha_bar(t + 1) / alpha_bar(t), 0.999) with alpha_bar(t) = cos²((t + 0.008) / 1.008 · π / 2).
-fn betas_for_alpha_bar(steps: i64) -> Vec<f64> {
+/// sqrt(SNR / (1 + SNR)) with log(SNR) = -1/2 sign(1/2 - t) log(1 - 2 |1/2 - t|), kept finite by a millionth.
+fn laplace_alpha_bar(t: f64) -> f64 {
+    let log_snr = -0.5 * 1f64.copysign(0.5 - t) * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
+    let snr = log_snr.exp();
+    (snr / (1.0 + snr)).sqrt()
+}
+
+/// beta_t = min(1 - alpha_bar(t + 1) / alpha_bar(t), 0.999), for alpha_bar over the training's time from 0 to 1.
+fn betas_for_alpha_bar(steps: i64, alpha_bar: impl Fn(f64) -> f64) -> Vec<f64> {
     const MAX_BETA: f64 = 0.999;
-    let alpha_bar = |i: i64| {
-        let t = i as f64 / steps as f64;
-        ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powf(2.0)
-    };
+    let alpha_bar = |i: i64| alpha_bar(i as f64 / steps as f64);
     (0..steps).map(|i| (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(MAX_BETA)).collect()
 }
 
@@ -168,7 +206,7 @@ pub fn training_betas(config: &ConfigMap) -> Result<Vec<f32>> {
 /// As [`training_betas`].
 pub fn training_alphas_cumprod(config: &ConfigMap) -> Result<Vec<f32>> {
     let schedule = schedule(config)?;
-    schedule.betas.alphas_cumprod(schedule.rescale_betas_zero_snr)
+    schedule.betas.alphas_cumprod_of(schedule.rescale_betas_zero_snr, &BetaSchedule::OF_SOME)
 }
 
 #[cfg(test)]
@@ -182,6 +220,14 @@ mod tests {
         assert_eq!(rescaled[999], 0.0);
         assert!((plain[0] - rescaled[0]).abs() < 1e-6);
         assert!(plain[999] > 0.0);
+    }
+
+    #[test]
+    fn a_schedule_of_some_schedulers_is_refused_by_the_others() {
+        let config = BetaConfig { beta_schedule: BetaSchedule::Sigmoid, ..Default::default() };
+        let error = config.alphas_cumprod(false).unwrap_err().to_string();
+        assert!(error.starts_with("`beta_schedule` = \"sigmoid\" is of other schedulers"), "{error}");
+        assert_eq!(config.alphas_cumprod_of(false, &[BetaSchedule::Sigmoid]).unwrap().len(), 1000);
     }
 
     #[test]

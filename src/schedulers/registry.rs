@@ -1,7 +1,9 @@
 //! Schedulers by name.
 
 use super::{
-    DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
+    DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler,
     Scheduler, SchedulerMixin, UniPCMultistepScheduler, load_scheduler_config,
 };
 use crate::configuration_utils::ConfigMap;
@@ -26,27 +28,54 @@ use std::str::FromStr;
 pub enum SchedulerKind {
     /// [`DDIMScheduler`], in short `ddim`.
     DDIM,
+    /// [`DDPMScheduler`], in short `ddpm`.
+    DDPM,
     /// [`PNDMScheduler`], in short `pndm`.
     PNDM,
+    /// [`LMSDiscreteScheduler`], in short `lms`.
+    LMSDiscrete,
     /// [`EulerDiscreteScheduler`], in short `euler`.
     EulerDiscrete,
+    /// [`HeunDiscreteScheduler`], in short `heun`.
+    HeunDiscrete,
     /// [`EulerAncestralDiscreteScheduler`], in short `euler_a`.
     EulerAncestralDiscrete,
     /// [`DPMSolverMultistepScheduler`], in short `dpmsolver`.
     DPMSolverMultistep,
+    /// [`DPMSolverSinglestepScheduler`], in short `dpm_single`.
+    DPMSolverSinglestep,
+    /// [`KDPM2DiscreteScheduler`], in short `dpm2`.
+    KDPM2Discrete,
+    /// [`KDPM2AncestralDiscreteScheduler`], in short `dpm2_a`.
+    KDPM2AncestralDiscrete,
+    /// [`DEISMultistepScheduler`], in short `deis`.
+    DEISMultistep,
     /// [`UniPCMultistepScheduler`], in short `unipc`.
     UniPCMultistep,
+    /// [`LCMScheduler`], in short `lcm`.
+    LCM,
+    /// [`DDIMInverseScheduler`], in short `ddim_inverse`.
+    DDIMInverse,
 }
 
 impl SchedulerKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 15] = [
         Self::DDIM,
+        Self::DDPM,
         Self::PNDM,
+        Self::LMSDiscrete,
         Self::EulerDiscrete,
+        Self::HeunDiscrete,
         Self::EulerAncestralDiscrete,
         Self::DPMSolverMultistep,
+        Self::DPMSolverSinglestep,
+        Self::KDPM2Discrete,
+        Self::KDPM2AncestralDiscrete,
+        Self::DEISMultistep,
         Self::UniPCMultistep,
+        Self::LCM,
+        Self::DDIMInverse,
     ];
 
     /// diffusers' name of the class.
@@ -54,11 +83,20 @@ impl SchedulerKind {
     pub fn class_name(self) -> &'static str {
         match self {
             Self::DDIM => DDIMScheduler::CLASS_NAME,
+            Self::DDPM => DDPMScheduler::CLASS_NAME,
             Self::PNDM => PNDMScheduler::CLASS_NAME,
+            Self::LMSDiscrete => LMSDiscreteScheduler::CLASS_NAME,
             Self::EulerDiscrete => EulerDiscreteScheduler::CLASS_NAME,
+            Self::HeunDiscrete => HeunDiscreteScheduler::CLASS_NAME,
             Self::EulerAncestralDiscrete => EulerAncestralDiscreteScheduler::CLASS_NAME,
             Self::DPMSolverMultistep => DPMSolverMultistepScheduler::CLASS_NAME,
+            Self::DPMSolverSinglestep => DPMSolverSinglestepScheduler::CLASS_NAME,
+            Self::KDPM2Discrete => KDPM2DiscreteScheduler::CLASS_NAME,
+            Self::KDPM2AncestralDiscrete => KDPM2AncestralDiscreteScheduler::CLASS_NAME,
+            Self::DEISMultistep => DEISMultistepScheduler::CLASS_NAME,
             Self::UniPCMultistep => UniPCMultistepScheduler::CLASS_NAME,
+            Self::LCM => LCMScheduler::CLASS_NAME,
+            Self::DDIMInverse => DDIMInverseScheduler::CLASS_NAME,
         }
     }
 
@@ -67,11 +105,20 @@ impl SchedulerKind {
     pub fn short_name(self) -> &'static str {
         match self {
             Self::DDIM => "ddim",
+            Self::DDPM => "ddpm",
             Self::PNDM => "pndm",
+            Self::LMSDiscrete => "lms",
             Self::EulerDiscrete => "euler",
+            Self::HeunDiscrete => "heun",
             Self::EulerAncestralDiscrete => "euler_a",
             Self::DPMSolverMultistep => "dpmsolver",
+            Self::DPMSolverSinglestep => "dpm_single",
+            Self::KDPM2Discrete => "dpm2",
+            Self::KDPM2AncestralDiscrete => "dpm2_a",
+            Self::DEISMultistep => "deis",
             Self::UniPCMultistep => "unipc",
+            Self::LCM => "lcm",
+            Self::DDIMInverse => "ddim_inverse",
         }
     }
 
@@ -83,11 +130,20 @@ impl SchedulerKind {
     pub fn from_config(self, config: &ConfigMap) -> Result<Box<dyn Scheduler>> {
         Ok(match self {
             Self::DDIM => Box::new(DDIMScheduler::from_config(config)?),
+            Self::DDPM => Box::new(DDPMScheduler::from_config(config)?),
             Self::PNDM => Box::new(PNDMScheduler::from_config(config)?),
+            Self::LMSDiscrete => Box::new(LMSDiscreteScheduler::from_config(config)?),
             Self::EulerDiscrete => Box::new(EulerDiscreteScheduler::from_config(config)?),
+            Self::HeunDiscrete => Box::new(HeunDiscreteScheduler::from_config(config)?),
             Self::EulerAncestralDiscrete => Box::new(EulerAncestralDiscreteScheduler::from_config(config)?),
             Self::DPMSolverMultistep => Box::new(DPMSolverMultistepScheduler::from_config(config)?),
+            Self::DPMSolverSinglestep => Box::new(DPMSolverSinglestepScheduler::from_config(config)?),
+            Self::KDPM2Discrete => Box::new(KDPM2DiscreteScheduler::from_config(config)?),
+            Self::KDPM2AncestralDiscrete => Box::new(KDPM2AncestralDiscreteScheduler::from_config(config)?),
+            Self::DEISMultistep => Box::new(DEISMultistepScheduler::from_config(config)?),
             Self::UniPCMultistep => Box::new(UniPCMultistepScheduler::from_config(config)?),
+            Self::LCM => Box::new(LCMScheduler::from_config(config)?),
+            Self::DDIMInverse => Box::new(DDIMInverseScheduler::from_config(config)?),
         })
     }
 }

@@ -8,7 +8,9 @@ use super::cursor::{not_set, takes_no_custom};
 use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
-use super::step_math::{PerSample, Thresholding, axpby, mix, remove_and_divide, scaled, sum};
+use super::step_math::{
+    LimitOptions, PerSample, axpby, mix, predicted_epsilon, predicted_x0, remove_and_divide, scaled, sum,
+};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::torch::randn_tensor;
@@ -21,14 +23,11 @@ use tch::Tensor;
 struct Options {
     #[serde(flatten)]
     betas: BetaConfig,
-    clip_sample: bool,
+    #[serde(flatten)]
+    limit: LimitOptions,
     set_alpha_to_one: bool,
     steps_offset: i64,
     prediction_type: PredictionType,
-    thresholding: bool,
-    dynamic_thresholding_ratio: f64,
-    clip_sample_range: f64,
-    sample_max_value: f64,
     timestep_spacing: TimestepSpacing,
     rescale_betas_zero_snr: bool,
 }
@@ -37,14 +36,10 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             betas: BetaConfig::default(),
-            clip_sample: true,
+            limit: LimitOptions::default(),
             set_alpha_to_one: true,
             steps_offset: 0,
             prediction_type: PredictionType::Epsilon,
-            thresholding: false,
-            dynamic_thresholding_ratio: 0.995,
-            clip_sample_range: 1.0,
-            sample_max_value: 1.0,
             timestep_spacing: TimestepSpacing::Leading,
             rescale_betas_zero_snr: false,
         }
@@ -117,27 +112,6 @@ impl DDIMScheduler {
             sqrt_beta_prod_t_prev: sqrt(beta_prod_t_prev)?,
             deviation: sqrt((beta_prod_t_prev / beta_prod_t) * (1.0 - alpha_prod_t / alpha_prod_t_prev))?,
         })
-    }
-
-    /// x_0 and epsilon as the model's output tells them.
-    fn predict(&self, output: &Tensor, sample: &Tensor, transfer: &Transfer) -> Result<(Tensor, Tensor)> {
-        let (signal, noise) = (transfer.sqrt_alpha_prod_t, transfer.sqrt_beta_prod_t);
-        Ok(match self.options.prediction_type {
-            PredictionType::Sample => (output.shallow_clone(), remove_and_divide(sample, signal, output, noise)?),
-            PredictionType::VPrediction => {
-                (axpby(signal, sample, -noise, output)?, axpby(signal, output, noise, sample)?)
-            }
-            _ => (remove_and_divide(sample, noise, output, signal)?, output.shallow_clone()),
-        })
-    }
-
-    fn limit(&self, x0: Tensor) -> Result<Tensor> {
-        let options = &self.options;
-        if options.thresholding {
-            let (ratio, max_value) = (options.dynamic_thresholding_ratio, options.sample_max_value);
-            return Thresholding { ratio, max_value }.apply(&x0);
-        }
-        Ok(if options.clip_sample { x0.f_clamp(-options.clip_sample_range, options.clip_sample_range)? } else { x0 })
     }
 }
 
@@ -213,11 +187,13 @@ impl Scheduler for DDIMScheduler {
             None => self.transfer(timestep)?,
         };
         // Equation 12: x_0 as predicted, the direction that points to x_t, and random noise.
-        let (x0, mut epsilon) = self.predict(model_output, sample, &transfer)?;
-        let x0 = self.limit(x0)?;
+        let (signal, noise) = (transfer.sqrt_alpha_prod_t, transfer.sqrt_beta_prod_t);
+        let prediction_type = self.options.prediction_type;
+        let x0 = self.options.limit.apply(predicted_x0(prediction_type, model_output, sample, signal, noise)?)?;
+        let mut epsilon = predicted_epsilon(prediction_type, model_output, sample, signal, noise)?;
         let std_dev_t = options.eta as f32 * transfer.deviation;
         if options.use_clipped_model_output {
-            epsilon = remove_and_divide(sample, transfer.sqrt_alpha_prod_t, &x0, transfer.sqrt_beta_prod_t)?;
+            epsilon = remove_and_divide(sample, signal, &x0, noise)?;
         }
         let direction = match std_dev_t {
             0.0 => transfer.sqrt_beta_prod_t_prev,

@@ -2,20 +2,20 @@
 //!
 //! Mirrors `diffusers/schedulers/scheduling_dpmsolver_multistep.py` at 0.42.1.
 
-mod options;
-mod updates;
+pub(super) mod options;
+pub(super) mod updates;
 
-use super::arrays::{interp, linspace};
+use super::arrays::interp;
 use super::betas::{BetaSchedule, keep_last_sigma_finite, log_sigmas, training_sigmas};
 use super::cursor::{Cursor, not_set, takes_no_custom};
-use super::half_log_snr::{Point, alpha_sigma_tensors};
+use super::half_log_snr::{Point, alpha_sigma_tensors, flow_sigmas, last_timestep};
 use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
 use super::settings::settle;
 use super::sigmas::{FinalSigmasType, LogSigmas, SigmaRange, lu};
-use super::step_math::{Thresholding, axpby, mix, onto, remove_and_divide, scaled};
+use super::step_math::{Thresholding, mix, predicted_epsilon, remove_and_divide};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::torch::{TensorExt, randn_tensor};
+use crate::torch::randn_tensor;
 use options::{ALIASES, Options};
 use tch::{Kind, Tensor};
 use updates::Step;
@@ -60,19 +60,6 @@ impl SchedulerMixin for DPMSolverMultistepScheduler {
 }
 
 impl DPMSolverMultistepScheduler {
-    /// The training timestep below which a run starts: from there on lambda is `lambda_min_clipped` or more.
-    fn last_timestep(&self) -> Result<i64> {
-        let train = self.options.betas.num_train_timesteps;
-        if self.options.lambda_min_clipped == f64::NEG_INFINITY {
-            return Ok(train);
-        }
-        let alphas_cumprod = Tensor::f_from_slice(&self.alphas_cumprod)?;
-        let sigma_t = alphas_cumprod.f_rsub_scalar(1.0)?.f_sqrt()?;
-        let lambda_t = alphas_cumprod.f_sqrt()?.f_log()?.f_sub(&sigma_t.f_log()?)?.to_vec()?;
-        let clipped = self.options.lambda_min_clipped as f32;
-        Ok(train - lambda_t.iter().rev().take_while(|lambda| **lambda < clipped).count() as i64)
-    }
-
     fn custom_or_spaced(&self, timesteps: Timesteps<'_>) -> Result<Vec<f64>> {
         let options = &self.options;
         match timesteps {
@@ -95,7 +82,7 @@ impl DPMSolverMultistepScheduler {
             }
             Timesteps::Steps(steps) => options.timestep_spacing.solver_timesteps(
                 options.betas.num_train_timesteps,
-                self.last_timestep()?,
+                last_timestep(&self.alphas_cumprod, options.lambda_min_clipped)?,
                 steps,
                 options.steps_offset,
             ),
@@ -137,29 +124,20 @@ impl DPMSolverMultistepScheduler {
     /// The model's output as x_0, or as epsilon for the algorithms that integrate the noise.
     fn convert_model_output(&self, output: &Tensor, sample: &Tensor, index: usize) -> Result<Tensor> {
         let Point { alpha, sigma, .. } = self.points[index];
-        let learned = self.options.variance_type.is_some() && self.options.prediction_type == PredictionType::Epsilon;
+        let learned = self.options.learns_variance() && self.options.prediction_type == PredictionType::Epsilon;
         let output = if learned { output.f_narrow(1, 0, 3)? } else { output.shallow_clone() };
         let thresholding = self.options.thresholding.then_some(Thresholding {
             ratio: self.options.dynamic_thresholding_ratio,
             max_value: self.options.sample_max_value,
         });
         if self.options.algorithm_type.predicts_x0() {
-            let x0 = match self.options.prediction_type {
-                PredictionType::Epsilon => remove_and_divide(sample, sigma, &output, alpha)?,
-                PredictionType::Sample => output,
-                PredictionType::VPrediction => axpby(alpha, sample, -sigma, &output)?,
-                PredictionType::FlowPrediction => onto(sample, scaled(-self.sigmas[index], &output)?)?,
-            };
+            let x0 = self.points[index].x0(self.options.prediction_type, &output, sample, self.sigmas[index])?;
             return match thresholding {
                 Some(thresholding) => thresholding.apply(&x0),
                 None => Ok(x0),
             };
         }
-        let epsilon = match self.options.prediction_type {
-            PredictionType::Sample => remove_and_divide(sample, alpha, &output, sigma)?,
-            PredictionType::VPrediction => axpby(alpha, &output, sigma, sample)?,
-            _ => output,
-        };
+        let epsilon = predicted_epsilon(self.options.prediction_type, &output, sample, alpha, sigma)?;
         match thresholding {
             None => Ok(epsilon),
             Some(thresholding) => {
@@ -181,19 +159,6 @@ impl DPMSolverMultistepScheduler {
         };
         options.solver_order.min(self.model_outputs.len()).min(at_final)
     }
-}
-
-/// Timesteps and noise levels of a flow, shifted towards noise.
-fn flow_sigmas(shift: f64, train: i64, steps: usize) -> (Vec<f64>, Vec<f64>) {
-    let alphas = linspace(1.0, 1.0 / train as f64, steps + 1);
-    let shifted = alphas.into_iter().map(|alpha| {
-        let sigma = 1.0 - alpha;
-        shift * sigma / (1.0 + (shift - 1.0) * sigma)
-    });
-    let mut sigmas: Vec<f64> = shifted.collect();
-    sigmas.reverse();
-    sigmas.pop();
-    (sigmas.iter().map(|sigma| (sigma * train as f64).trunc()).collect(), sigmas)
 }
 
 impl Scheduler for DPMSolverMultistepScheduler {

@@ -9,10 +9,10 @@ use super::arrays::{interp, linspace};
 use super::betas::{keep_last_sigma_finite, log_sigmas, training_sigmas};
 use super::cursor::{Cursor, not_set, takes_no_custom};
 use super::half_log_snr::{Point, alpha_sigma_tensors};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::scheduling_utils::{Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
 use super::settings::settle;
 use super::sigmas::{FinalSigmasType, LogSigmas, SigmaRange};
-use super::step_math::{Thresholding, axpby, mix, onto, remove_and_divide, scaled};
+use super::step_math::{Thresholding, mix, predicted_epsilon};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use options::{ALIASES, Options, TimeShiftType};
@@ -196,18 +196,9 @@ impl UniPCMultistepScheduler {
         let options = &self.options;
         let Point { alpha, sigma, .. } = self.points[index];
         if !options.predict_x0 {
-            return match options.prediction_type {
-                PredictionType::Sample => remove_and_divide(sample, alpha, output, sigma),
-                PredictionType::VPrediction => axpby(alpha, output, sigma, sample),
-                _ => Ok(output.shallow_clone()),
-            };
+            return predicted_epsilon(options.prediction_type, output, sample, alpha, sigma);
         }
-        let x0 = match options.prediction_type {
-            PredictionType::Epsilon => remove_and_divide(sample, sigma, output, alpha)?,
-            PredictionType::Sample => output.shallow_clone(),
-            PredictionType::VPrediction => axpby(alpha, sample, -sigma, output)?,
-            PredictionType::FlowPrediction => onto(sample, scaled(-self.sigmas[index], output)?)?,
-        };
+        let x0 = self.points[index].x0(options.prediction_type, output, sample, self.sigmas[index])?;
         if !options.thresholding {
             return Ok(x0);
         }

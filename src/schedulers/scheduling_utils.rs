@@ -5,11 +5,11 @@
 use super::settings::load_scheduler_config;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
-use crate::torch::Generator;
+use crate::torch::{Generator, randn_tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The name of the file that schedulers are saved to.
 pub const SCHEDULER_CONFIG_NAME: &str = "scheduler_config.json";
@@ -27,6 +27,18 @@ pub enum PredictionType {
     VPrediction,
     /// The direction from the noise-free sample to the noise, of a flow-matching model.
     FlowPrediction,
+}
+
+impl PredictionType {
+    /// As configurations spell it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::Sample => "sample",
+            Self::VPrediction => "v_prediction",
+            Self::FlowPrediction => "flow_prediction",
+        }
+    }
 }
 
 /// Which timesteps to walk.
@@ -49,10 +61,22 @@ pub struct StepOptions<'a> {
     pub use_clipped_model_output: bool,
     /// How much noise Euler's steps stir in. Other schedulers pass it over.
     pub churn: Churn,
+    /// How many of the last derivatives LMS combines; none, the default, is 4. Other schedulers pass it over.
+    pub order: Option<usize>,
     /// Where fresh noise comes from: none is libtorch's global generator, one fills the batch, or one per image.
     pub generators: &'a mut [Generator],
     /// Noise to use in place of fresh one, shaped like the sample.
     pub variance_noise: Option<&'a Tensor>,
+}
+
+impl StepOptions<'_> {
+    /// The noise that was given, or else fresh noise in the shape and on the device of `like`.
+    pub(super) fn noise(self, like: &Tensor, kind: Kind) -> Result<Tensor> {
+        match self.variance_noise {
+            Some(noise) => Ok(noise.shallow_clone()),
+            None => randn_tensor(&like.size(), self.generators, kind, like.device()),
+        }
+    }
 }
 
 /// Fresh noise in Euler's steps (arXiv:2206.00364, algorithm 2).

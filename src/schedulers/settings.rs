@@ -28,13 +28,14 @@ where
             known.insert((*key).into(), (*to).into());
         }
     }
-    let options = options(class_name, &known)?;
+    let defaults = defaults::<T>()?;
+    let options = options(class_name, &known, &defaults)?;
 
     let mut config = ConfigMap::new();
     config.insert("_class_name".into(), class_name.into());
     config.insert("_diffusers_version".into(), DIFFUSERS_VERSION.into());
     let mut defaulted = Vec::new();
-    for (key, default) in defaults::<T>()? {
+    for (key, default) in defaults {
         let value = known.remove(&key).unwrap_or_else(|| {
             defaulted.push(Value::String(key.clone()));
             default
@@ -46,9 +47,20 @@ where
     Ok((options, config))
 }
 
+/// Changes an option in `config` as if it had been given from the beginning.
+pub(super) fn mark_as_set(config: &mut ConfigMap, key: &str, value: Value) {
+    config.insert(key.into(), value);
+    if let Some(Value::Array(unset)) = config.get_mut(USE_DEFAULT_VALUES) {
+        unset.retain(|name| name != key);
+    }
+}
+
 /// `T` from the keys it knows; a null stands for the default.
-fn options<T: Default + DeserializeOwned>(class_name: &str, known: &ConfigMap) -> Result<T> {
-    let mut set = known.clone();
+///
+/// The defaults are put in here: a group of options inside of `T` may have others of its own.
+fn options<T: Default + DeserializeOwned>(class_name: &str, known: &ConfigMap, defaults: &ConfigMap) -> Result<T> {
+    let mut set = defaults.clone();
+    set.extend(known.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())));
     set.retain(|_, value| !value.is_null());
     from_map(&set).map_err(|error| {
         let culprit = set.into_iter().find(|(key, value)| {

@@ -72,16 +72,21 @@ pub(super) enum LogSigmas {
 impl LogSigmas {
     /// The broken timestep at which the noise level is `sigma`, by interpolation between the neighbours.
     pub(super) fn timestep(&self, sigma: f64) -> Result<f64> {
-        self.interpolate(sigma.max(1e-10).ln(), |w| w)
+        self.interpolate(sigma.max(1e-10).ln(), |w| w, |t| t)
     }
 
     /// The same for a float32 `sigma`, where NumPy stays in float32 up to the last line.
     pub(super) fn timestep_single(&self, sigma: f32) -> Result<f64> {
-        let single = |w: f64| f64::from(w as f32);
-        self.interpolate(f64::from(super::arrays::log_f32(sigma.max(1e-10))), single)
+        self.interpolate(f64::from(super::arrays::log_f32(sigma.max(1e-10))), single, |t| t)
     }
 
-    fn interpolate(&self, log_sigma: f64, round: impl Fn(f64) -> f64) -> Result<f64> {
+    /// The same for a `sigma` in a tensor, where torch stays in float32 to the end.
+    pub(super) fn timestep_of_tensor(&self, sigma: f32) -> Result<f64> {
+        self.interpolate(f64::from(super::arrays::log_f32(sigma.max(1e-10))), single, single)
+    }
+
+    /// `round` is what happens to the weights, `finish` to what is made of them.
+    fn interpolate(&self, log_sigma: f64, round: impl Fn(f64) -> f64, finish: impl Fn(f64) -> f64) -> Result<f64> {
         let length = match self {
             Self::Single(values) => values.len(),
             Self::Double(values) => values.len(),
@@ -101,8 +106,13 @@ impl LogSigmas {
             Self::Double(_) => low - high,
         };
         let w = round(round(low - log_sigma) / interval).clamp(0.0, 1.0);
-        Ok(round(1.0 - w) * below as f64 + w * (below + 1) as f64)
+        Ok(finish(finish(round(1.0 - w) * below as f64) + finish(w * (below + 1) as f64)))
     }
+}
+
+/// `x` as float32 holds it.
+fn single(x: f64) -> f64 {
+    f64::from(x as f32)
 }
 
 #[cfg(test)]

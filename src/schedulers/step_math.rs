@@ -5,7 +5,9 @@
 //! (`add` with `alpha` would round once).
 
 use super::arrays::round_to_kind;
+use super::scheduling_utils::PredictionType;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// a · x, as a tensor a before x: on the CPU libtorch rounds that to the dtype of x.
@@ -56,6 +58,70 @@ pub(super) fn remove_and_divide(x: &Tensor, b: f32, y: &Tensor, c: f32) -> Resul
 /// (x - y) / c.
 pub(super) fn difference_quotient(x: &Tensor, y: &Tensor, c: f32) -> Result<Tensor> {
     Ok(x.f_sub(y)?.f_div_scalar_(f64::from(c))?)
+}
+
+/// The noise-free sample that a prediction stands for, where x_t = `signal` · x_0 + `noise` · epsilon.
+pub(super) fn predicted_x0(
+    prediction_type: PredictionType,
+    output: &Tensor,
+    sample: &Tensor,
+    signal: f32,
+    noise: f32,
+) -> Result<Tensor> {
+    match prediction_type {
+        PredictionType::Sample => Ok(output.shallow_clone()),
+        PredictionType::VPrediction => axpby(signal, sample, -noise, output),
+        _ => remove_and_divide(sample, noise, output, signal),
+    }
+}
+
+/// The noise that a prediction stands for, in the same way.
+pub(super) fn predicted_epsilon(
+    prediction_type: PredictionType,
+    output: &Tensor,
+    sample: &Tensor,
+    signal: f32,
+    noise: f32,
+) -> Result<Tensor> {
+    match prediction_type {
+        PredictionType::Sample => remove_and_divide(sample, signal, output, noise),
+        PredictionType::VPrediction => axpby(signal, output, noise, sample),
+        _ => Ok(output.shallow_clone()),
+    }
+}
+
+/// How a predicted x_0 is kept in range.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct LimitOptions {
+    pub(super) clip_sample: bool,
+    pub(super) clip_sample_range: f64,
+    pub(super) thresholding: bool,
+    pub(super) dynamic_thresholding_ratio: f64,
+    pub(super) sample_max_value: f64,
+}
+
+impl Default for LimitOptions {
+    fn default() -> Self {
+        Self {
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            thresholding: false,
+            dynamic_thresholding_ratio: 0.995,
+            sample_max_value: 1.0,
+        }
+    }
+}
+
+impl LimitOptions {
+    /// Thresholding comes before clipping, and in its place.
+    pub(super) fn apply(&self, x0: Tensor) -> Result<Tensor> {
+        if self.thresholding {
+            let (ratio, max_value) = (self.dynamic_thresholding_ratio, self.sample_max_value);
+            return Thresholding { ratio, max_value }.apply(&x0);
+        }
+        Ok(if self.clip_sample { x0.f_clamp(-self.clip_sample_range, self.clip_sample_range)? } else { x0 })
+    }
 }
 
 /// Limits each sample to a high quantile of its own magnitudes, and scales it to [-1, 1] ("dynamic thresholding",

@@ -16,16 +16,25 @@ impl ProgressBarConfig {
     /// A bar of `total` steps on standard error.
     #[must_use]
     pub fn start(&self, total: u64, desc: impl Into<Cow<'static, str>>) -> ProgressBar {
+        self.bar(total, desc.into(), "{prefix} {percent:>3}% |{bar:30}| {pos}/{len} [{elapsed}<{eta}, {per_sec}]")
+    }
+
+    /// A bar of `total` bytes on standard error.
+    #[must_use]
+    pub fn start_bytes(&self, total: u64, desc: impl Into<Cow<'static, str>>) -> ProgressBar {
+        let template = "{prefix} {percent:>3}% |{bar:30}| {bytes}/{total_bytes} [{elapsed}<{eta}, {bytes_per_sec}]";
+        self.bar(total, desc.into(), template)
+    }
+
+    fn bar(&self, total: u64, desc: Cow<'static, str>, template: &str) -> ProgressBar {
         if self.disable {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let style =
-            ProgressStyle::with_template("{prefix} {percent:>3}% |{bar:30}| {pos}/{len} [{elapsed}<{eta}, {per_sec}]");
-        if let Ok(style) = style {
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_prefix(self.desc.clone().map_or_else(|| desc.into(), Cow::Owned));
+        bar.set_prefix(self.desc.clone().map_or(desc, Cow::Owned));
         bar
     }
 }

@@ -15,6 +15,8 @@ mod offloading;
 mod pipeline;
 mod resnet;
 mod schedulers;
+mod shards;
+mod single_file;
 mod streams;
 mod t5;
 mod tracing;

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from tch_diffusers import _tch_diffusers
-from tch_diffusers.utils import HUB_ARGUMENTS, BaseOutput, local_folder
+from tch_diffusers.utils import BaseOutput
+from tch_diffusers.utils.hub import HUB_ARGUMENTS, local_folder
 
 __all__ = ["BatchEncoding", "CLIPTokenizer"]
 
@@ -48,7 +49,8 @@ class CLIPTokenizer:
     ) -> CLIPTokenizer:
         """Reads the tokenizer in a folder, or in its `subfolder`."""
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        return cls(_tch_diffusers.CLIPTokenizer.load(local_folder(pretrained_model_name_or_path, **hub) / (subfolder or "")))
+        folder = local_folder(pretrained_model_name_or_path, subfolder, **hub)
+        return cls(_tch_diffusers.CLIPTokenizer.load(folder / (subfolder or "")))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Copies the files that it was read from to a folder."""

@@ -18,7 +18,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.configuration_utils import ConfigMixin, FrozenDict, from_json, to_json
 from tch_diffusers.hooks import apply_group_offloading, apply_layerwise_casting
-from tch_diffusers.utils import HUB_ARGUMENTS, local_folder
+from tch_diffusers.utils.hub import HUB_ARGUMENTS, model_folder
 
 __all__ = ["ModelMixin", "Module"]
 
@@ -273,7 +273,8 @@ class ModelMixin(Module, ConfigMixin):
         if kwargs:
             raise TypeError(f"{cls.__name__}.from_pretrained takes no {', '.join(kwargs)}")
         chosen = dtype if dtype is not None else torch_dtype
-        folder = local_folder(pretrained_model_name_or_path, **hub)
+        of_transformers = cls.__name__.startswith("CLIP")
+        folder = model_folder(pretrained_model_name_or_path, of_transformers, subfolder, variant, **hub)
         loading = {
             "folder": folder,
             "subfolder": subfolder,
@@ -300,13 +301,24 @@ class ModelMixin(Module, ConfigMixin):
         config: Any = module.config
         return cls.from_config(config if isinstance(config, dict) else config.to_dict(), module.state_dict())
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Writes `config.json` and the weights to a folder, so that diffusers reads them back."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes `config.json` and the weights to a folder, so that diffusers reads them back.
+
+        `max_shard_size` is how large a file of weights may be, in bytes or as in "5GB": 10 GB, and 50 GB for models of
+        transformers, unless given. `variant` names the files, as `fp16` does `diffusion_pytorch_model.fp16.safetensors`.
+        """
         if not safe_serialization:
             raise NotImplementedError("weights are saved as safetensors, not as pickle files")
         if kwargs.pop("push_to_hub", False):
             raise NotImplementedError("nothing is sent to the Hub: save to a folder and upload that")
-        self._core.save(Path(save_directory))
+        self._core.save(Path(save_directory), max_shard_size, variant)
 
     @property
     def dtype(self) -> torch.dtype:

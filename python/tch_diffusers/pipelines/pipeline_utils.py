@@ -15,7 +15,8 @@ import torch
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.configuration_utils import ConfigMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
-from tch_diffusers.utils import HUB_ARGUMENTS, local_folder, logger
+from tch_diffusers.utils import logger
+from tch_diffusers.utils.hub import HUB_ARGUMENTS, pipeline_folder
 
 __all__ = ["DiffusionPipeline"]
 
@@ -72,7 +73,7 @@ class DiffusionPipeline(ConfigMixin):
         if use_safetensors is False:
             raise NotImplementedError("pickle files can run code and are not read: leave `use_safetensors` at True")
         hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **hub)
+        folder = pipeline_folder(pretrained_model_name_or_path, variant, list(kwargs), **hub)
         index = _read_index(folder)
         written = _PIPELINES.get(index.get("_class_name", ""))
         # A class that is named reads the folders of all that are made of the same components.
@@ -207,8 +208,21 @@ class DiffusionPipeline(ConfigMixin):
             part.to(*args, **kwargs)
         return self
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Writes the pipeline to a folder, so that diffusers reads it back."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the pipeline to a folder, so that diffusers reads it back.
+
+        `max_shard_size` is how large a file of weights may be, in bytes or as in "5GB"; `variant` names the files, as `fp16`
+        does `model.fp16.safetensors`.
+        """
+        if not safe_serialization:
+            raise NotImplementedError("weights are saved as safetensors, not as pickle files")
         if kwargs.pop("push_to_hub", False):
             raise NotImplementedError("nothing is sent to the Hub: save to a folder and upload that")
         folder = Path(save_directory)
@@ -222,7 +236,11 @@ class DiffusionPipeline(ConfigMixin):
                 continue
             library = "transformers" if name in ("text_encoder", "tokenizer") else "diffusers"
             index[name] = [library, type(part).__name__]
-            part.save_pretrained(folder / name)
+            if isinstance(part, torch.nn.Module):
+                sized = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+                part.save_pretrained(folder / name, variant=variant, **sized)
+            else:
+                part.save_pretrained(folder / name)
         text = json.dumps(dict(sorted({**self._saved_options(), **index}.items())), indent=2)
         (folder / self.config_name).write_text(text + "\n", encoding="utf-8")
 

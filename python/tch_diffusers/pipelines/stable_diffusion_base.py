@@ -14,33 +14,18 @@ from typing import Any, Optional
 
 import torch
 
-from tch_diffusers import _tch_diffusers
+from tch_diffusers import _tch_diffusers, schedulers
 from tch_diffusers.configuration_utils import FrozenDict
 from tch_diffusers.image_processor import VaeImageProcessor
 from tch_diffusers.models import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from tch_diffusers.schedulers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
+from tch_diffusers.schedulers import SchedulerMixin
 from tch_diffusers.utils import BaseOutput, Generators, generators_of, logger, randn_tensor
 
 __all__ = ["StableDiffusionBase", "StableDiffusionPipelineOutput"]
 
-SCHEDULERS = (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
+SCHEDULERS = tuple(getattr(schedulers, name) for name in schedulers.__all__ if name.endswith("Scheduler"))
 
 
 @dataclass(eq=False)

@@ -11,13 +11,14 @@ import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import Any, Callable, Optional, Sequence, TypeVar, Union
 
 import torch
 
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.configuration_utils import ConfigMixin, from_json, to_json
-from tch_diffusers.utils import HUB_ARGUMENTS, BaseOutput, Generators, generators_of, local_folder
+from tch_diffusers.utils import BaseOutput, Generators, generators_of
+from tch_diffusers.utils.hub import HUB_ARGUMENTS, local_folder
 
 __all__ = ["SchedulerMixin", "SchedulerOutput", "Timestep", "register_to_config"]
 
@@ -43,6 +44,8 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     def build(self: SchedulerMixin, *args: Any, **kwargs: Any) -> None:
         given = dict(signature.bind(self, *args, **kwargs).arguments)
         del given["self"]
+        older = given.pop("kwargs", {})
+        given.update({name: value for name, value in older.items() if name in self._deprecated_kwargs})
         self._build({key: value for key, value in given.items() if value is not None})
 
     return build
@@ -91,7 +94,7 @@ class SchedulerMixin(ConfigMixin):
         """
         if not isinstance(config, dict):
             raise ValueError(f"`config` has to be a dictionary, not {type(config).__name__}: read files by `from_pretrained`")
-        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        known = {*inspect.signature(cls.__init__).parameters, *cls._deprecated_kwargs} - {"self", "kwargs"}
         options = {key: value for key, value in kwargs.items() if key in known}
         merged = {**config, **options}
         defaults = [name for name in merged.get("_use_default_values", []) if name not in options]
@@ -112,7 +115,7 @@ class SchedulerMixin(ConfigMixin):
     ) -> Any:
         """The scheduler that was saved in a folder, or in its `subfolder`."""
         hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **hub) / (subfolder or "")
+        folder = local_folder(pretrained_model_name_or_path, subfolder, **hub) / (subfolder or "")
         return cls.from_config(from_json(_tch_diffusers.Scheduler.load_config(folder)), return_unused_kwargs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -157,9 +160,12 @@ class SchedulerMixin(ConfigMixin):
         given: dict[str, Any] = {key: value for key, value in run.items() if value is not None}
         custom: dict[str, Any] = {key: _numbers(given[key]) for key in ("timesteps", "sigmas") if key in given}
         self._core.set_timesteps(**{**given, **custom})
-        steps = self._core.timesteps
-        self.timesteps = torch.tensor(steps, dtype=torch.float64).to(self._timestep_dtype).to(device or "cpu")
-        self.num_inference_steps = given.get("steps") or len(steps)
+        self._take_timesteps(device)
+        self.num_inference_steps = given.get("steps") or len(self.timesteps)
+
+    def _take_timesteps(self, device: torch.device | str | None) -> None:
+        steps = torch.tensor(self._core.timesteps, dtype=torch.float64)
+        self.timesteps = steps.to(self._timestep_dtype).to(device or "cpu")
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Starts the run at its `begin_index`-th timestep."""
@@ -194,6 +200,7 @@ class SchedulerMixin(ConfigMixin):
             "s_tmin": 0.0,
             "s_tmax": float("inf"),
             "s_noise": 1.0,
+            "order": None,
             "generators": generators_of(generator),
             "variance_noise": variance_noise,
             **options,
@@ -214,5 +221,5 @@ class SchedulerMixin(ConfigMixin):
         return f"{type(self).__name__}({options})"
 
 
-def _numbers(timesteps: torch.Tensor | list[float] | float) -> list[float]:
+def _numbers(timesteps: torch.Tensor | Sequence[float] | float) -> list[float]:
     return [float(t) for t in torch.as_tensor(timesteps).flatten().tolist()]

@@ -16,7 +16,7 @@ import torch
 
 from tch_diffusers import _tch_diffusers
 
-__all__ = ["BaseOutput", "Generators", "bundled_model", "generators_of", "local_folder", "logger", "randn_tensor"]
+__all__ = ["BaseOutput", "Generators", "bundled_model", "generators_of", "logger", "randn_tensor"]
 
 logger = logging.getLogger("tch_diffusers")
 
@@ -92,21 +92,3 @@ def bundled_model() -> Path:
     'shapes'
     """
     return _tch_diffusers.bundled_model()
-
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "proxies")
-
-
-def local_folder(name: str | os.PathLike[str], **hub: Any) -> Path:
-    """The folder that `name` is, or the Hub's repository of that name once `huggingface_hub` has brought it here."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise OSError(f"{name} is no folder, and huggingface_hub, which could download it, is not installed") from error
-    hub.pop("proxies", None)
-    given = {key: value for key, value in hub.items() if value is not None}
-    patterns = ["*.json", "*.txt", "*.safetensors"]
-    return Path(snapshot_download(str(name), allow_patterns=patterns, **given))

@@ -21,6 +21,15 @@ from typing import Any
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
+    "ddim_inverse": "DDIMInverseScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm_single": "DPMSolverSinglestepScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "kdpm2_discrete": "KDPM2DiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "lms": "LMSDiscreteScheduler",
     "pndm": "PNDMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",

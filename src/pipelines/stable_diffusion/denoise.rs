@@ -77,7 +77,7 @@ impl Denoise<'_> {
         let timesteps = pipe.scheduler.timesteps().get(self.first..).unwrap_or_default().to_vec();
         // One copy for all steps: a step that sends the device a number waits for it.
         let times = Tensor::f_from_slice(&timesteps)?.f_to_kind(Kind::Float)?.f_to_device(latents.device())?;
-        let bar = pipe.progress_bar.start((timesteps.len() / pipe.scheduler.order()) as u64, "denoising");
+        let bar = pipe.progress_bar.start(timesteps.len().div_ceil(pipe.scheduler.order()) as u64, "denoising");
         for (step, &timestep) in timesteps.iter().enumerate() {
             let guides = pipe.guides(guidance_scale);
             let input = if guides { Tensor::f_cat(&[&latents, &latents], 0)? } else { latents.shallow_clone() };
@@ -119,7 +119,8 @@ impl Denoise<'_> {
                     break;
                 }
             }
-            if (step + 1) % pipe.scheduler.order() == 0 {
+            // The last step of a scheduler of order 2 is one of order 1.
+            if step + 1 == timesteps.len() || (step + 1) % pipe.scheduler.order() == 0 {
                 bar.inc(1);
             }
         }

@@ -4,7 +4,7 @@ use super::{Components, StableDiffusionPipeline};
 use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::hooks::GroupOffloading;
-use crate::loaders::LoadOptions;
+use crate::loaders::{HubOptions, LoadOptions};
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
@@ -80,6 +80,24 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         self
     }
 
+    /// The branch, tag or commit of a repository of the Hub; `main` by default.
+    pub fn revision(mut self, revision: impl Into<String>) -> Self {
+        self.options.hub.revision = Some(revision.into());
+        self
+    }
+
+    /// Reads what is in the cache of the Hub's files, and asks no server.
+    pub fn local_files_only(mut self, local_files_only: bool) -> Self {
+        self.options.hub.local_files_only = local_files_only;
+        self
+    }
+
+    /// All options for the Hub at once: revision, token, cache, server.
+    pub fn hub(mut self, hub: HubOptions) -> Self {
+        self.options.hub = hub;
+        self
+    }
+
     /// How loading, and later each call, shows that it goes on.
     pub fn progress_bar(mut self, config: ProgressBarConfig) -> Self {
         self.progress_bar = config;
@@ -121,8 +139,9 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
     /// # Errors
     /// [`Error::Io`] or [`Error::Config`] naming the file, [`Error::MissingWeights`] or [`Error::WeightShape`] naming the
     /// keys, [`Error::Unsupported`] naming what the folder asks for and is not there; [`Error::Argument`] if no component
-    /// has files of the variant.
-    pub fn load(self) -> Result<P> {
+    /// has files of the variant; for a repository of the Hub also as [`HubOptions::pipeline_folder`].
+    pub fn load(mut self) -> Result<P> {
+        self.download()?;
         let index = ModelIndex::from_folder(&self.folder)?;
         self.check(&index)?;
         let (folder, progress_bar) = (self.folder.as_path(), self.progress_bar);
@@ -130,7 +149,10 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         let load = Load { folder, options: &self.options, offloading: self.offloading.as_ref() };
         let scheduler = match self.scheduler {
             Some(scheduler) => scheduler,
-            None => scheduler_from_config(&read_json::<ConfigMap>(&folder.join("scheduler/scheduler_config.json"))?)?,
+            None => {
+                let path = folder.join("scheduler/scheduler_config.json");
+                scheduler_from_config(&read_json::<ConfigMap>(&path)?).map_err(|error| error.in_file(&path))?
+            }
         };
         bar.inc(1);
         let tokenizer = match self.tokenizer {
@@ -157,6 +179,22 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         let mut pipeline = StableDiffusionPipeline::new(components)?;
         pipeline.progress_bar = progress_bar;
         Ok(pipeline.into())
+    }
+
+    /// Brings what a repository of the Hub has for the pipeline here, if it is one that was named.
+    fn download(&mut self) -> Result<()> {
+        // A UNet from elsewhere takes over the configuration of the folder's.
+        let passed = [
+            ("vae", self.vae.is_some()),
+            ("text_encoder", self.text_encoder.is_some()),
+            ("tokenizer", self.tokenizer.is_some()),
+            ("scheduler", self.scheduler.is_some()),
+        ];
+        let passed: Vec<_> = passed.iter().filter(|(_, is_passed)| *is_passed).map(|(name, _)| *name).collect();
+        let mut hub = self.options.hub.clone();
+        hub.progress_bar.disable |= self.progress_bar.disable;
+        self.folder = hub.pipeline_folder(&self.folder, self.options.variant.as_deref(), &passed)?;
+        Ok(())
     }
 
     /// Holds the folder's index to what is supported, before any weights are read.

@@ -15,6 +15,7 @@ mod pipeline_stable_diffusion;
 mod pipeline_stable_diffusion_img2img;
 mod pipeline_stable_diffusion_inpaint;
 mod reset;
+mod single_file;
 mod task;
 mod traced;
 
@@ -26,4 +27,5 @@ pub use memory_report::{CallMemory, MemoryReport, Saving, StageMemory};
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};
 pub use pipeline_stable_diffusion_img2img::{ImageToImage, StableDiffusionImg2ImgCall, StableDiffusionImg2ImgPipeline};
 pub use pipeline_stable_diffusion_inpaint::{Inpainting, StableDiffusionInpaintCall, StableDiffusionInpaintPipeline};
+pub use single_file::SingleFileLoader;
 pub use task::{TakesSize, TextToImage};

@@ -11,6 +11,7 @@ use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
 use crate::hooks::ModelOffload;
 use crate::image_processor::VaeImageProcessor;
+use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
@@ -72,6 +73,8 @@ pub struct StableDiffusionPipeline {
 
 impl StableDiffusionPipeline {
     /// Reads the pipeline that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`.
+    /// Where there is no such folder, `owner/name` is a repository of the Hub: see
+    /// [`HubOptions`](crate::loaders::HubOptions).
     pub fn from_pretrained(folder: impl AsRef<Path>) -> StableDiffusionLoader {
         StableDiffusionLoader::new(folder.as_ref())
     }
@@ -164,11 +167,20 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// [`Error::Io`] if a file cannot be written; [`Error::Unsupported`] if the UNet is no [`UNet2DConditionModel`].
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_as("StableDiffusionPipeline", folder.as_ref())
+        self.save_pretrained_with(folder, &SaveOptions::default())
+    }
+
+    /// As [`StableDiffusionPipeline::save_pretrained`], with a limit for the size of each file of weights, or a variant in
+    /// their names.
+    ///
+    /// # Errors
+    /// As [`StableDiffusionPipeline::save_pretrained`]; [`Error::Argument`] for a variant that no file name can hold.
+    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        self.save_as("StableDiffusionPipeline", folder.as_ref(), options)
     }
 
     /// Writes the components as those of a pipeline of class `class_name`.
-    pub(super) fn save_as(&self, class_name: &str, folder: &Path) -> Result<()> {
+    pub(super) fn save_as(&self, class_name: &str, folder: &Path, options: &SaveOptions) -> Result<()> {
         let unet = self.unet.as_any().downcast_ref::<UNet2DConditionModel>().ok_or_else(|| {
             Error::Unsupported("only a UNet2DConditionModel can be saved; this pipeline has another UNet".into())
         })?;
@@ -192,9 +204,9 @@ impl StableDiffusionPipeline {
         std::fs::create_dir_all(&scheduler).map_err(Error::io(&scheduler))?;
         write_json(&scheduler.join("scheduler_config.json"), self.scheduler.config())?;
         self.tokenizer.save_pretrained(folder.join("tokenizer"))?;
-        self.text_encoder.save_pretrained(folder.join("text_encoder"))?;
-        unet.save_pretrained(folder.join("unet"))?;
-        self.vae.save_pretrained(folder.join("vae"))
+        self.text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
+        unet.save_pretrained_with(folder.join("unet"), options)?;
+        self.vae.save_pretrained_with(folder.join("vae"), options)
     }
 
     /// The embeddings of prompts, each repeated `num_images_per_prompt` times.

@@ -10,13 +10,6 @@ use super::updates::{Algorithm, SolverType};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum VarianceType {
-    Learned,
-    LearnedRange,
-}
-
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub(super) struct Options {
@@ -40,7 +33,7 @@ pub(super) struct Options {
     pub(super) final_sigmas_type: FinalSigmasType,
     #[serde(with = "maybe_infinite")]
     pub(super) lambda_min_clipped: f64,
-    pub(super) variance_type: Option<VarianceType>,
+    pub(super) variance_type: Option<String>,
     pub(super) timestep_spacing: TimestepSpacing,
     pub(super) steps_offset: i64,
     pub(super) rescale_betas_zero_snr: bool,
@@ -80,7 +73,7 @@ impl Default for Options {
 }
 
 /// Solvers that diffusers' other multistep schedulers have, and what they become here.
-pub(super) const ALIASES: [Alias; 4] = [
+pub(in super::super) const ALIASES: [Alias; 4] = [
     ("algorithm_type", "deis", "dpmsolver++"),
     ("solver_type", "logrho", "midpoint"),
     ("solver_type", "bh1", "midpoint"),
@@ -115,6 +108,11 @@ impl Options {
             )));
         }
         Ok(())
+    }
+
+    /// Whether the model gives the variance in channels of its own; other schedulers have more values of the option.
+    pub(super) fn learns_variance(&self) -> bool {
+        matches!(self.variance_type.as_deref(), Some("learned" | "learned_range"))
     }
 
     pub(super) fn set_lu_or_karras(&self) -> bool {

@@ -12,7 +12,7 @@ use tch::Tensor;
 
 /// What is integrated, and whether noise is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(super) enum Algorithm {
+pub(in super::super) enum Algorithm {
     /// The ODE in terms of epsilon (arXiv:2206.00927).
     #[serde(rename = "dpmsolver")]
     DPMSolver,
@@ -28,15 +28,15 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
-    pub(super) fn predicts_x0(self) -> bool {
+    pub(in super::super) fn predicts_x0(self) -> bool {
         matches!(self, Self::DPMSolverPlusPlus | Self::SdeDPMSolverPlusPlus)
     }
 
-    pub(super) fn is_sde(self) -> bool {
+    pub(in super::super) fn is_sde(self) -> bool {
         matches!(self, Self::SdeDPMSolver | Self::SdeDPMSolverPlusPlus)
     }
 
-    pub(super) fn name(self) -> &'static str {
+    pub(in super::super) fn name(self) -> &'static str {
         match self {
             Self::DPMSolver => "dpmsolver",
             Self::DPMSolverPlusPlus => "dpmsolver++",
@@ -49,14 +49,14 @@ impl Algorithm {
 /// How the second-order update weighs the difference of the outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum SolverType {
+pub(in super::super) enum SolverType {
     Midpoint,
     Heun,
 }
 
 /// What the updates from s_0 to t are made of. It depends on the noise levels alone.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
+pub(in super::super) struct Step {
     algorithm: Algorithm,
     s0: Point,
     t: Point,
@@ -71,7 +71,7 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn new(algorithm: Algorithm, s0: Point, t: Point) -> Result<Self> {
+    pub(in super::super) fn new(algorithm: Algorithm, s0: Point, t: Point) -> Result<Self> {
         let h = t.lambda - s0.lambda;
         let exponent = if algorithm.predicts_x0() { -h } else { h };
         let exp_h = through_libtorch(exponent, Tensor::f_exp)?;
@@ -100,7 +100,7 @@ impl Step {
     }
 
     /// c, c_0 and c_z.
-    fn first_order(&self) -> (f32, f32, f32) {
+    pub(in super::super) fn first_order(&self) -> (f32, f32, f32) {
         let Self { s0, t, exp_h, exp_2h, deviation, .. } = self;
         match self.algorithm {
             Algorithm::DPMSolverPlusPlus => (t.sigma / s0.sigma, -(t.alpha * (exp_h - 1.0)), 0.0),
@@ -113,7 +113,7 @@ impl Step {
     }
 
     /// c_1 of the second order.
-    fn second_order(&self, solver_type: SolverType) -> f32 {
+    pub(in super::super) fn second_order(&self, solver_type: SolverType) -> f32 {
         let Self { t, h, exp_h, exp_2h, .. } = self;
         match (self.algorithm, solver_type) {
             (Algorithm::DPMSolverPlusPlus, SolverType::Midpoint) => -(0.5 * (t.alpha * (exp_h - 1.0))),
@@ -128,7 +128,7 @@ impl Step {
     }
 
     /// c_1 and c_2 of the third order.
-    fn third_order(&self) -> (f32, f32) {
+    pub(in super::super) fn third_order(&self) -> (f32, f32) {
         let Self { t, h, exp_h, exp_2h, .. } = self;
         match self.algorithm {
             Algorithm::DPMSolverPlusPlus => {

@@ -1,0 +1,137 @@
+//! `tch-diffusers inspect` and `convert`, as a person and as a script would use them.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+use tch_diffusers::utils::assets::bundled_model;
+
+fn run(arguments: &[&str], folder: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tch-diffusers"));
+    command.args(arguments).current_dir(folder).env_remove("LD_LIBRARY_PATH").output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The report on a model, and the exit code.
+fn inspect(model: &str, folder: &Path) -> (Value, Option<i32>) {
+    let output = run(&["inspect", model, "--json"], folder);
+    (serde_json::from_slice(&output.stdout).unwrap(), output.status.code())
+}
+
+fn component<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["components"].as_array().unwrap().iter().find(|component| component["name"] == name).unwrap()
+}
+
+/// The bundled model, cast to bfloat16 in shards, in `folder`.
+fn converted(folder: &Path) {
+    let arguments =
+        ["convert", "bundled", "out", "--dtype", "bfloat16", "--max-shard-size", "1MB", "--variant", "bf16"];
+    stdout(&run(&arguments, folder));
+}
+
+#[test]
+fn inspect_says_what_the_bundled_model_is_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let (report, code) = inspect("bundled", folder.path());
+    assert_eq!(code, Some(0));
+    assert_eq!(report["class"], "StableDiffusionPipeline");
+    let unet = component(&report, "unet");
+    assert_eq!((&unet["class"], &unet["library"]), (&"UNet2DConditionModel".into(), &"diffusers".into()));
+    let header =
+        std::fs::metadata(bundled_model().unwrap().join("unet/diffusion_pytorch_model.safetensors")).unwrap().len();
+    let (parameters, bytes) = (unet["parameters"].as_u64().unwrap(), unet["bytes"].as_u64().unwrap());
+    assert!(bytes < header && bytes > header * 9 / 10, "{bytes} of {header}");
+    assert!(parameters > 0 && report["parameters"].as_u64().unwrap() > parameters);
+    let dtypes = unet["dtypes"].as_object().unwrap();
+    assert_eq!(dtypes.values().map(|bytes| bytes.as_u64().unwrap()).sum::<u64>(), bytes);
+    let text = stdout(&run(&["inspect"], folder.path()));
+    for part in ["StableDiffusionPipeline", "unet", "AutoencoderKL", "scheduler_config.json", "parameters", "MB", "all"]
+    {
+        assert!(text.contains(part), "{part} is missing from:\n{text}");
+    }
+    assert!(!text.contains("missing"), "{text}");
+}
+
+#[test]
+fn inspect_names_what_is_missing_and_what_is_too_much() {
+    let folder = tempfile::tempdir().unwrap();
+    converted(folder.path());
+    let out = folder.path().join("out");
+    std::fs::write(out.join("unet/diffusion_pytorch_model.bin"), "x").unwrap();
+    std::fs::remove_file(out.join("scheduler/scheduler_config.json")).unwrap();
+    std::fs::remove_file(out.join("text_encoder/model.bf16.safetensors")).unwrap();
+    std::fs::create_dir(out.join("extra")).unwrap();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(out.join("vae/config.json")).unwrap()).unwrap();
+    config["latent_channels"] = 8.into();
+    config["layers_per_block"] = (config["layers_per_block"].as_i64().unwrap() + 1).into();
+    std::fs::write(out.join("vae/config.json"), config.to_string()).unwrap();
+    let output = run(&["inspect", "out", "--variant", "bf16", "--json"], folder.path());
+    assert_eq!(output.status.code(), Some(3));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(component(&report, "scheduler")["missing_files"][0], "scheduler_config.json");
+    assert_eq!(component(&report, "text_encoder")["missing_files"][0], "model.safetensors");
+    assert_eq!(component(&report, "unet")["unexpected_files"][0], "diffusion_pytorch_model.bin");
+    assert_eq!(report["unexpected_files"][0], "extra");
+    let vae = component(&report, "vae");
+    assert!(vae["missing_weights"].as_array().unwrap().iter().any(|key| key.as_str().unwrap().contains("resnets")));
+    assert!(vae["wrong_shapes"].as_array().unwrap().iter().any(|text| text.as_str().unwrap().contains("should be")));
+    let output = run(&["inspect", "out/vae", "--variant", "bf16"], folder.path());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("AutoencoderKL") && text.contains("missing weights") && text.contains("more"), "{text}");
+    let output = run(&["inspect", "out/unet/diffusion_pytorch_model.bin"], folder.path());
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("not a safetensors file"));
+}
+
+#[test]
+fn a_converted_model_has_the_dtype_the_shards_and_the_names_that_were_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    converted(folder.path());
+    let report = run(&["inspect", "out", "--variant", "bf16", "--json"], folder.path());
+    let report: Value = serde_json::from_str(&stdout(&report)).unwrap();
+    assert_eq!(report["dtypes"].as_object().unwrap().keys().collect::<Vec<_>>(), ["bfloat16"]);
+    let (bundled, _) = inspect("bundled", folder.path());
+    assert_eq!(report["parameters"], bundled["parameters"]);
+    let files = component(&report, "unet")["files"].as_array().unwrap();
+    assert!(
+        files.len() > 3 && files.iter().any(|file| file.as_str().unwrap().contains(".bf16-00001-of-")),
+        "{files:?}"
+    );
+    let star = ["generate", "--prompt", "a yellow star", "--steps", "2", "--dtype", "bfloat16", "--output"];
+    stdout(&run(&[&star[..], &["a.png", "--model", "out", "--variant", "bf16"]].concat(), folder.path()));
+    stdout(&run(&[&star[..], &["b.png"]].concat(), folder.path()));
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    assert_eq!(pixels("a.png"), pixels("b.png"));
+}
+
+#[test]
+fn convert_writes_over_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("out")).unwrap();
+    std::fs::write(folder.path().join("out/mine"), "x").unwrap();
+    let output = run(&["convert", "bundled", "out"], folder.path());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("something already"));
+    for (arguments, part) in [(["--max-shard-size", "5GiB"], "as in 5GB"), (["--dtype", "int8"], "float32, float16")] {
+        let output = run(&[&["convert", "bundled", "new"][..], &arguments].concat(), folder.path());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(!folder.path().join("new").exists());
+}
+
+#[test]
+fn a_single_file_becomes_a_folder_with_all_of_its_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = crate::support::generated("single_file").join("small");
+    let (file, config) = (small.join("model.safetensors"), small.join("config"));
+    let arguments = ["convert", file.to_str().unwrap(), "out", "--config", config.to_str().unwrap()];
+    stdout(&run(&arguments, folder.path()));
+    let (report, code) = inspect("out", folder.path());
+    assert_eq!(code, Some(0), "{report}");
+    let output = run(&["convert", "gone.safetensors", "other"], folder.path());
+    assert_eq!(output.status.code(), Some(3));
+}

@@ -85,7 +85,15 @@ impl StableDiffusionInpaintPipeline {
     /// # Errors
     /// As [`StableDiffusionPipeline::save_pretrained`].
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.0.save_as("StableDiffusionInpaintPipeline", folder.as_ref(), &SaveOptions::default())
+        self.save_pretrained_with(folder, &SaveOptions::default())
+    }
+
+    /// As [`StableDiffusionInpaintPipeline::save_pretrained`], with a limit for the size of each file of weights, or a variant in their names.
+    ///
+    /// # Errors
+    /// As [`StableDiffusionPipeline::save_pretrained_with`].
+    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        self.0.save_as("StableDiffusionInpaintPipeline", folder.as_ref(), options)
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) use preprocess::interpolate;
 pub use resize::{Resample, ResizeMode};
 
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use image::{DynamicImage, GrayImage, RgbImage};
 use std::str::FromStr;
 use tch::{Device, Kind, Tensor};
@@ -167,7 +168,7 @@ impl VaeImageProcessor {
     /// # Errors
     /// [`Error::OutOfMemory`] where the result has no room.
     pub fn normalize(images: &Tensor) -> Result<Tensor> {
-        Ok(images.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+        images.times(2.0)?.minus(1.0)
     }
 
     /// From [-1, 1] to [0, 1]; what lies outside is cut.
@@ -175,7 +176,7 @@ impl VaeImageProcessor {
     /// # Errors
     /// [`Error::OutOfMemory`] where the result has no room.
     pub fn denormalize(images: &Tensor) -> Result<Tensor> {
-        Ok(images.f_mul_scalar(0.5)?.f_add_scalar(0.5)?.f_clamp(0.0, 1.0)?)
+        Ok(images.times(0.5)?.plus(0.5)?.f_clamp(0.0, 1.0)?)
     }
 }
 
@@ -185,7 +186,7 @@ fn to_images(image: &Tensor) -> Result<Vec<DynamicImage>> {
     let refused = || Error::Shape(format!("{:?} is no batch of pictures of 1 or 3 channels", image.size()));
     let (columns, rows) = (u32::try_from(width).map_err(|_| refused())?, u32::try_from(height).map_err(|_| refused())?);
     let pixels = image.f_to_device(Device::Cpu)?.f_permute([0, 2, 3, 1])?.f_to_kind(Kind::Float)?;
-    let pixels = pixels.f_mul_scalar(255.0)?.f_round()?.f_to_kind(Kind::Uint8)?.f_contiguous()?;
+    let pixels = pixels.times(255.0)?.f_round()?.f_to_kind(Kind::Uint8)?.f_contiguous()?;
     let make = |index: i64| {
         let pixels = pixels.f_select(0, index)?;
         let mut bytes = vec![0u8; pixels.numel()];

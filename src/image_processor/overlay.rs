@@ -77,8 +77,8 @@ impl VaeImageProcessor {
             return Err(Error::Argument("the mask is black all over: there is nothing to paint".into()));
         };
         let (columns, rows) = (mask.width as i64, mask.height as i64);
-        let (mut x1, mut x2) = ((left - pad).max(0), (right + pad).min(columns));
-        let (mut y1, mut y2) = ((top - pad).max(0), (bottom + pad).min(rows));
+        let (mut x1, mut x2) = (left.saturating_sub(pad).max(0), right.saturating_add(pad).min(columns));
+        let (mut y1, mut y2) = (top.saturating_sub(pad).max(0), bottom.saturating_add(pad).min(rows));
         let ratio = width as f64 / height as f64;
         if (x2 - x1) as f64 / (y2 - y1) as f64 > ratio {
             (y1, y2) = widened(y1, y2, (x2 - x1) as f64 / ratio, rows);

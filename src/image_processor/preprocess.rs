@@ -2,6 +2,7 @@
 
 use super::{CropRegion, ImageInput, ResizeMode, VaeImageProcessor};
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use crate::utils::pil::{Raster, to_grey, to_rgb};
 use image::DynamicImage;
 use tch::{Kind, Tensor};
@@ -149,5 +150,5 @@ fn to_tensor(images: &[Raster]) -> Result<Tensor> {
         1 => pixels.f_view([batch, 1, height, width])?,
         _ => pixels.f_view([batch, height, width, channels])?.f_permute([0, 3, 1, 2])?,
     };
-    Ok(pixels.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)
+    pixels.f_to_kind(Kind::Float)?.over(255.0)
 }

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Linear, Module, Node, Scope};
+use crate::torch::NumberExt;
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -64,8 +65,8 @@ impl Timesteps {
         }
         let half = self.num_channels / 2;
         let exponent = Tensor::f_arange(half, (Kind::Float, device))?
-            .f_mul_scalar(-MAX_PERIOD.ln())?
-            .f_div_scalar(half as f64 - self.downscale_freq_shift)?;
+            .times(-MAX_PERIOD.ln())?
+            .over(half as f64 - self.downscale_freq_shift)?;
         let frequencies = exponent.f_exp()?.f_unsqueeze(0)?;
         known.push((device, frequencies.shallow_clone()));
         Ok(frequencies)

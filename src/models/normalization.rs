@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::nn::{LayerNorm, Linear, Module, Node, Scope};
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use tch::Tensor;
 
 /// What the norms add to the variance.
@@ -12,7 +12,7 @@ const EPS: f64 = 1e-6;
 
 /// `normed * (1 + scale) + shift`, with `[batch, dim]` for the tokens of each item.
 fn modulate(normed: Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    normed.mul_into(&scale.f_add_scalar(1.0)?.f_unsqueeze(1)?)?.add_into(&shift.f_unsqueeze(1)?)
+    normed.mul_into(&scale.plus(1.0)?.f_unsqueeze(1)?)?.add_into(&shift.f_unsqueeze(1)?)
 }
 
 /// Of the embedding of time, `N` vectors: the twin of SiLU and a linear layer.
@@ -39,7 +39,7 @@ impl Modulation {
     /// # Errors
     /// If the shapes do not fit.
     pub fn modulate_mlp(&self, normed: Tensor) -> Result<Tensor> {
-        normed.mul_into(&self.scale_mlp.f_add_scalar(1.0)?)?.add_into(&self.shift_mlp)
+        normed.mul_into(&self.scale_mlp.plus(1.0)?)?.add_into(&self.shift_mlp)
     }
 }
 

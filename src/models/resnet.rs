@@ -8,7 +8,7 @@ use super::downsampling::Downsample2D;
 use super::upsampling::Upsample2D;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Conv2d, Conv2dConfig, GroupNorm, Linear, Module, Node, Scope};
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use tch::Tensor;
@@ -218,7 +218,7 @@ impl ResnetBlock2D {
         Ok(if self.config.output_scale_factor == 1.0 {
             output
         } else {
-            output.f_div_scalar(self.config.output_scale_factor)?
+            output.over(self.config.output_scale_factor)?
         })
     }
 
@@ -242,7 +242,7 @@ impl ResnetBlock2D {
             TimeEmbeddingNorm::ScaleShift => {
                 let [scale, shift] = temb.chunks::<2>(1)?;
                 let hidden_states = self.norm2.forward(&hidden_states)?;
-                Ok(hidden_states.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?)
+                Ok(hidden_states.f_mul(&scale.plus(1.0)?)?.f_add(&shift)?)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The non-linearities that configurations name.
 
 use crate::error::{Error, Result};
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use tch::Tensor;
@@ -32,7 +32,7 @@ impl Activation {
         Ok(match self {
             Self::Silu => hidden_states.f_silu()?,
             Self::Gelu => hidden_states.f_gelu("none")?,
-            Self::QuickGelu => hidden_states.f_mul(&hidden_states.f_mul_scalar(1.702)?.f_sigmoid()?)?,
+            Self::QuickGelu => hidden_states.f_mul(&hidden_states.times(1.702)?.f_sigmoid()?)?,
             Self::Mish => hidden_states.f_mish()?,
             Self::Relu => hidden_states.f_relu()?,
         })

@@ -2,7 +2,7 @@
 
 use super::node::{Module, Node, Param, join};
 use crate::error::Result;
-use crate::torch::{Generator, MappedTensor};
+use crate::torch::{Generator, MappedTensor, NumberExt};
 use std::any::Any;
 use std::ops::Div;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,7 +43,7 @@ impl RandomWeights {
 impl Weights for RandomWeights {
     fn get(&self, _: &str, shape: &[i64]) -> Result<Tensor> {
         let mut generator = self.generator.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(generator.randn(shape, Kind::Float)?.f_mul_scalar(0.02)?.f_to_kind(self.kind)?)
+        Ok(generator.randn(shape, Kind::Float)?.times(0.02)?.f_to_kind(self.kind)?)
     }
 }
 

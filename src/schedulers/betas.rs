@@ -6,8 +6,9 @@
 use super::arrays;
 use crate::configuration_utils::{ConfigMap, from_map};
 use crate::error::{Error, Result};
+use crate::torch::{NumberExt, linspace};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// The shape of beta over the training timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -74,10 +75,13 @@ impl BetaConfig {
                 "`beta_schedule` = \"{name}\" is of other schedulers: use linear, scaled_linear or squaredcos_cap_v2"
             )));
         }
+        if self.trained_betas.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::Config("`trained_betas` is an empty list".into()));
+        }
         if !(1..=1_000_000).contains(&self.num_train_timesteps) {
             return Err(Error::Config(format!("`num_train_timesteps` is {}, not 1 or more", self.num_train_timesteps)));
         }
-        host(&self.rescaled(rescale_zero_snr)?.f_rsub_scalar(1.0)?.f_cumprod(0, None)?)
+        host(&self.rescaled(rescale_zero_snr)?.subtracted_from(1.0)?.f_cumprod(0, None)?)
     }
 
     /// Holds the number of trained betas to that of the training's timesteps, before a run is laid out.
@@ -99,15 +103,14 @@ impl BetaConfig {
     }
 
     fn betas(&self) -> Result<Tensor> {
-        let cpu = (Kind::Float, Device::Cpu);
         let steps = self.num_train_timesteps;
         if let Some(trained) = &self.trained_betas {
             return single(trained);
         }
         match self.beta_schedule {
-            BetaSchedule::Linear => Ok(Tensor::f_linspace(self.beta_start, self.beta_end, steps, cpu)?),
+            BetaSchedule::Linear => linspace(self.beta_start, self.beta_end, steps),
             BetaSchedule::ScaledLinear => {
-                let roots = Tensor::f_linspace(self.beta_start.powf(0.5), self.beta_end.powf(0.5), steps, cpu)?;
+                let roots = linspace(self.beta_start.powf(0.5), self.beta_end.powf(0.5), steps)?;
                 Ok(roots.f_pow_tensor_scalar(2)?)
             }
             BetaSchedule::SquaredcosCapV2 => single(&betas_for_alpha_bar(steps, |t| {
@@ -116,8 +119,8 @@ impl BetaConfig {
             BetaSchedule::Exp => single(&betas_for_alpha_bar(steps, |t| (t * -12.0).exp())),
             BetaSchedule::Laplace => single(&betas_for_alpha_bar(steps, laplace_alpha_bar)),
             BetaSchedule::Sigmoid => {
-                let risen = Tensor::f_linspace(-6.0, 6.0, steps, cpu)?.f_sigmoid()?;
-                Ok(risen.f_mul_scalar(self.beta_end - self.beta_start)?.f_add_scalar(self.beta_start)?)
+                let risen = linspace(-6.0, 6.0, steps)?.f_sigmoid()?;
+                risen.times(self.beta_end - self.beta_start)?.plus(self.beta_start)
             }
         }
     }
@@ -139,7 +142,7 @@ fn betas_for_alpha_bar(steps: i64, alpha_bar: impl Fn(f64) -> f64) -> Vec<f64> {
 
 /// Shifts and scales sqrt(alpha_bar) so that the last is 0 and the first stays (arXiv:2305.08891, algorithm 1).
 fn rescale_zero_terminal_snr(betas: &Tensor) -> Result<Tensor> {
-    let alphas_bar_sqrt = host(&betas.f_rsub_scalar(1.0)?.f_cumprod(0, None)?.f_sqrt()?)?;
+    let alphas_bar_sqrt = host(&betas.subtracted_from(1.0)?.f_cumprod(0, None)?.f_sqrt()?)?;
     let (first, last) = (alphas_bar_sqrt[0], alphas_bar_sqrt[alphas_bar_sqrt.len() - 1]);
     let scale = first / (first - last);
     let alphas_bar: Vec<f32> = alphas_bar_sqrt.iter().map(|root| ((root - last) * scale).powi(2)).collect();

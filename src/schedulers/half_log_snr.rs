@@ -7,7 +7,7 @@ use super::arrays::{linspace, sqrt, through_libtorch};
 use super::scheduling_utils::PredictionType;
 use super::step_math::{PerSample, onto, predicted_x0, scaled};
 use crate::error::{Error, Result};
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use tch::Tensor;
 
 /// alpha_t, sigma_t and lambda_t at one noise level.
@@ -66,7 +66,7 @@ pub(super) fn last_timestep(alphas_cumprod: &[f32], lambda_min: f64) -> Result<i
         return Ok(train);
     }
     let alphas_cumprod = Tensor::f_from_slice(alphas_cumprod)?;
-    let sigma_t = alphas_cumprod.f_rsub_scalar(1.0)?.f_sqrt()?;
+    let sigma_t = alphas_cumprod.subtracted_from(1.0)?.f_sqrt()?;
     let lambda_t = alphas_cumprod.f_sqrt()?.f_log()?.f_sub(&sigma_t.f_log()?)?.to_vec()?;
     let clipped = lambda_min as f32;
     Ok(train - lambda_t.iter().rev().take_while(|lambda| **lambda < clipped).count() as i64)
@@ -89,9 +89,9 @@ pub(super) fn flow_sigmas(shift: f64, train: i64, steps: usize) -> (Vec<f64>, Ve
 pub(super) fn alpha_sigma_tensors(sigmas: &[f32], like: &Tensor, flow: bool) -> Result<(Tensor, Tensor)> {
     let sigma = PerSample::new(sigmas, like)?.into_tensor();
     if flow {
-        return Ok((sigma.f_rsub_scalar(1.0)?, sigma));
+        return Ok((sigma.subtracted_from(1.0)?, sigma));
     }
-    let alpha = sigma.f_pow_tensor_scalar(2)?.f_add_scalar(1.0)?.f_sqrt()?.f_reciprocal()?;
+    let alpha = sigma.f_pow_tensor_scalar(2)?.plus(1.0)?.f_sqrt()?.f_reciprocal()?;
     let sigma = sigma.f_mul(&alpha)?;
     Ok((alpha, sigma))
 }

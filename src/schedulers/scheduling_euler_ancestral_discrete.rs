@@ -13,7 +13,7 @@ use super::spacing::TimestepSpacing;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::torch::randn_tensor;
+use crate::torch::{NumberExt, randn_tensor};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -145,7 +145,7 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
         let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
         let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        sample.over(f64::from(deviation))
     }
 
     fn step(
@@ -166,7 +166,7 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
         let x0 = pred_original_sample(self.options.prediction_type, model_output, &sample, (sigma, deviation), sigma)?;
         let mut derivative = difference_quotient(&sample, &x0, sigma)?;
         let dt = sigma_down - sigma;
-        let down = sum(derivative.f_mul_scalar_(f64::from(dt))?, &sample)?;
+        let down = sum(derivative.times_(f64::from(dt))?, &sample)?;
         let noise = match options.variance_noise {
             Some(noise) => noise.shallow_clone(),
             None => randn_tensor(&model_output.size(), options.generators, kind, model_output.device())?,

@@ -17,9 +17,9 @@ use super::spacing::TimestepSpacing;
 use super::step_math::{PerSample, difference_quotient, mix, onto, scaled, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::torch::randn_tensor;
+use crate::torch::{NumberExt, linspace, randn_tensor};
 use options::{InterpolationType, Options};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Euler's method, with fresh noise in each step where [`StepOptions::churn`] asks for it.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub(super) fn pred_original_sample(
         PredictionType::VPrediction => {
             let variance = sigma * sigma + 1.0;
             let direct = times(output, -sigma / deviation)?;
-            onto(&direct, sample.f_div_scalar(f64::from(variance))?)
+            onto(&direct, sample.over(f64::from(variance))?)
         }
         _ => onto(sample, scaled(-sigma_hat, output)?),
     }
@@ -221,7 +221,7 @@ impl EulerDiscreteScheduler {
 fn log_linear(log_sigmas: &LogSigmas, steps: usize) -> Result<Vec<f64>> {
     let LogSigmas::Single(logs) = log_sigmas else { return Ok(Vec::new()) };
     let (first, last) = (f64::from(logs[logs.len() - 1]), f64::from(logs[0]));
-    let levels = Tensor::f_linspace(first, last, steps as i64 + 1, (Kind::Float, Device::Cpu))?.f_exp()?;
+    let levels = linspace(first, last, steps as i64 + 1)?.f_exp()?;
     Ok(crate::torch::TensorExt::to_vec(&levels)?.into_iter().map(f64::from).collect())
 }
 
@@ -260,7 +260,7 @@ impl Scheduler for EulerDiscreteScheduler {
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
         let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
         let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        sample.over(f64::from(deviation))
     }
 
     fn step(
@@ -279,7 +279,7 @@ impl Scheduler for EulerDiscreteScheduler {
         let (gamma, sigma_hat) = run.churned(sigma, options.churn);
         if gamma > 0.0 {
             let noise = randn_tensor(&model_output.size(), options.generators, kind, model_output.device())?;
-            let epsilon = noise.f_mul_scalar(options.churn.s_noise)?;
+            let epsilon = noise.times(options.churn.s_noise)?;
             let stirred = times(&epsilon, sqrt(sigma_hat * sigma_hat - sigma * sigma)?)?;
             sample = sample.f_add(&stirred)?;
         }
@@ -292,7 +292,7 @@ impl Scheduler for EulerDiscreteScheduler {
         )?;
         let mut derivative = difference_quotient(&sample, &x0, sigma_hat)?;
         let dt = run.sigmas[index + 1] - sigma_hat;
-        let prev_sample = sum(derivative.f_mul_scalar_(f64::from(dt))?, &sample)?.f_to_kind(kind)?;
+        let prev_sample = sum(derivative.times_(f64::from(dt))?, &sample)?.f_to_kind(kind)?;
         self.cursor.advance();
         Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })
     }

@@ -8,10 +8,11 @@ use super::cursor::{Cursor, not_set};
 use super::scheduling_utils::{Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
 use super::settings::settle;
 use super::sigmas::SigmaRange;
+use super::spacing;
 use super::step_math::{PerSample, mix, scaled, sum};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::torch::randn_tensor;
+use crate::torch::{NumberExt, randn_tensor};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -151,6 +152,7 @@ impl FlowMatchEulerDiscreteScheduler {
         let single = !matches!(asked, Timesteps::Steps(_));
         let values = match asked {
             Timesteps::Steps(steps) => {
+                spacing::check(steps)?;
                 let [first, last] = self.trained.map(|sigma| f64::from(sigma) * train);
                 linspace(first, last, steps).into_iter().map(|timestep| timestep / train).collect()
             }
@@ -276,7 +278,7 @@ impl Scheduler for FlowMatchEulerDiscreteScheduler {
         let indices = self.cursor.noise_indices(&self.timesteps, timesteps)?;
         let sigmas: Vec<f32> = indices.into_iter().map(|index| self.sigmas[index]).collect();
         let sigma = PerSample::new(&sigmas, original_samples)?.into_tensor();
-        let rest = sigma.f_rsub_scalar(1.0)?;
+        let rest = sigma.subtracted_from(1.0)?;
         mix(&sigma, noise, &rest, original_samples)
     }
 

@@ -11,6 +11,7 @@ use super::settings::settle;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::Result;
+use crate::torch::NumberExt;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -121,7 +122,7 @@ impl Scheduler for HeunDiscreteScheduler {
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
         let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
         let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        sample.over(f64::from(deviation))
     }
 
     fn step(
@@ -149,7 +150,7 @@ impl Scheduler for HeunDiscreteScheduler {
                 (ahead, Some(Half { sample: sample.shallow_clone(), derivative, dt }))
             }
             Some(half) => {
-                let mean = half.derivative.f_add(&derivative)?.f_div_scalar_(2.0)?;
+                let mean = half.derivative.f_add(&derivative)?.over_(2.0)?;
                 (sum(times(&mean, half.dt)?, &half.sample)?, None)
             }
         };

@@ -12,7 +12,7 @@ use super::settings::settle;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use tch::Tensor;
 
 /// DPM-Solver-2, ancestral: random, so that a seed's picture also depends on the number of steps.
@@ -141,7 +141,7 @@ impl Scheduler for KDPM2AncestralDiscreteScheduler {
             None => layout.run.deviations[index],
             Some(_) => layout.midpoints.deviations[index - 1],
         };
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        sample.over(f64::from(deviation))
     }
 
     fn step(

@@ -11,7 +11,7 @@ use super::settings::settle;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::Result;
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -157,7 +157,7 @@ impl Scheduler for KDPM2DiscreteScheduler {
         let layout = if self.layout.run.timesteps.is_empty() { &self.training } else { &self.layout };
         let index = self.cursor.locate(&layout.run.timesteps, timestep)?;
         let seen = if self.sample.is_none() { &layout.run } else { &layout.midpoints };
-        Ok(sample.f_div_scalar(f64::from(seen.deviations[index]))?)
+        sample.over(f64::from(seen.deviations[index]))
     }
 
     fn step(

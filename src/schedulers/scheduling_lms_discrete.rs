@@ -11,6 +11,7 @@ use super::settings::settle;
 use super::step_math::{difference_quotient, sum};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use tch::Tensor;
 
 /// How many derivatives a step combines unless [`StepOptions::order`] says otherwise.
@@ -103,7 +104,7 @@ impl Scheduler for LMSDiscreteScheduler {
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
         let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
         let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        sample.over(f64::from(deviation))
     }
 
     fn step(
@@ -131,7 +132,7 @@ impl Scheduler for LMSDiscreteScheduler {
         let order = order.min(index + 1);
         let mut change: Option<Tensor> = None;
         for (current, derivative) in self.derivatives.iter().rev().take(order).enumerate() {
-            let term = derivative.f_mul_scalar(lms_coefficient(&run.sigmas, order, index, current))?;
+            let term = derivative.times(lms_coefficient(&run.sigmas, order, index, current))?;
             change = Some(match change {
                 Some(change) => sum(change, &term)?,
                 None => term,

@@ -13,6 +13,7 @@ use super::spacing::TimestepSpacing;
 use super::step_math::{axpby, mix, scaled, sum};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -146,7 +147,7 @@ impl PNDMScheduler {
             .ok_or_else(|| Error::Argument(format!("step {} is no Runge-Kutta step of this run", self.run.counter)))?;
         // The weights 1/6, 1/3, 1/3, 1/6 of Runge and Kutta's method (equation 13).
         let weight = if matches!(stage, 0 | 3) { 1.0 / 6.0 } else { 1.0 / 3.0 };
-        let weighted = model_output.f_mul_scalar(weight)?;
+        let weighted = model_output.times(weight)?;
         if stage == 0 {
             self.run.ets.push(model_output.shallow_clone());
             self.run.cur_sample = Some(sample.shallow_clone());
@@ -213,7 +214,7 @@ impl PNDMScheduler {
             output.shallow_clone()
         };
         let mut away = scaled(transfer.model_output, &epsilon)?;
-        sum(scaled(transfer.sample, sample)?, &away.f_div_scalar_(f64::from(transfer.denominator))?)
+        sum(scaled(transfer.sample, sample)?, &away.over_(f64::from(transfer.denominator))?)
     }
 
     fn transfer(&self, timestep: i64, prev: i64) -> Result<Transfer> {
@@ -252,14 +253,14 @@ impl PNDMScheduler {
 /// The Adams-Bashforth combination of the last predictions (equation 12), or of as many as there are.
 fn combine(ets: &[Tensor], output: &Tensor, counter: usize) -> Result<Tensor> {
     Ok(match ets {
-        [only] if counter == 1 => output.f_add(only)?.f_div_scalar_(2.0)?,
+        [only] if counter == 1 => output.f_add(only)?.over_(2.0)?,
         [_] if counter == 0 => output.shallow_clone(),
-        [e2, e1] => axpby(3.0, e1, -1.0, e2)?.f_div_scalar_(2.0)?,
-        [e3, e2, e1] => sum(axpby(23.0, e1, -16.0, e2)?, &scaled(5.0, e3)?)?.f_div_scalar_(12.0)?,
+        [e2, e1] => axpby(3.0, e1, -1.0, e2)?.over_(2.0)?,
+        [e3, e2, e1] => sum(axpby(23.0, e1, -16.0, e2)?, &scaled(5.0, e3)?)?.over_(12.0)?,
         [.., e4, e3, e2, e1] => {
             // Not `f_mul_scalar_`: that would round 1/24 to the dtype.
             let first = sum(axpby(55.0, e1, -59.0, e2)?, &scaled(37.0, e3)?)?;
-            sum(first, &scaled(-9.0, e4)?)?.f_mul_scalar(1.0 / 24.0)?
+            sum(first, &scaled(-9.0, e4)?)?.times(1.0 / 24.0)?
         }
         _ => {
             return Err(Error::Argument("a multistep run of PNDMScheduler was not started at its first step".into()));

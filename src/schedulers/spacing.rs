@@ -16,6 +16,9 @@ pub enum TimestepSpacing {
     Trailing,
 }
 
+/// More steps than any training has timesteps: beyond it, laying them out fills the memory.
+const MOST_STEPS: usize = 1_000_000;
+
 impl TimestepSpacing {
     /// `steps` timesteps in descending order; those of [`TimestepSpacing::Linspace`] are not rounded.
     pub(super) fn timesteps(self, train: i64, steps: usize, offset: i64) -> Result<Vec<f64>> {
@@ -45,11 +48,12 @@ impl TimestepSpacing {
     }
 }
 
-fn check(steps: usize) -> Result<()> {
-    if steps == 0 {
-        return Err(Error::Argument("`num_inference_steps` is 0: use 1 or more".into()));
+/// Holds a number of steps to what can be laid out.
+pub(super) fn check(steps: usize) -> Result<()> {
+    if (1..=MOST_STEPS).contains(&steps) {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Argument(format!("`num_inference_steps` is {steps}: use 1 to {MOST_STEPS}")))
 }
 
 // Differs from diffusers: its Euler, DPM-Solver and UniPC schedulers walk timestep 0 again and again where there are more

@@ -7,24 +7,25 @@
 use super::arrays::round_to_kind;
 use super::scheduling_utils::PredictionType;
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// a · x, as a tensor a before x: on the CPU libtorch rounds that to the dtype of x.
 pub(super) fn scaled(a: f32, x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_mul_scalar(rounded_before(a, x)?)?)
+    x.times(rounded_before(a, x)?)
 }
 
 /// [`scaled`] in the memory of `x`.
 pub(super) fn scale(a: f32, mut x: Tensor) -> Result<Tensor> {
-    Ok(x.f_mul_scalar_(rounded_before(a, &x)?)?)
+    x.times_(rounded_before(a, &x)?)
 }
 
 /// x · a, as a tensor a after x: libtorch reads that at the precision of the operation, float32 or more.
 ///
 /// Not in the memory of x: `mul_` puts its scalar first, and so rounds it.
 pub(super) fn times(x: &Tensor, a: f32) -> Result<Tensor> {
-    Ok(x.f_mul_scalar(f64::from(a))?)
+    x.times(f64::from(a))
 }
 
 fn rounded_before(a: f32, x: &Tensor) -> Result<f64> {
@@ -52,12 +53,12 @@ pub(super) fn onto(x: &Tensor, y: Tensor) -> Result<Tensor> {
 
 /// (x - b · y) / c.
 pub(super) fn remove_and_divide(x: &Tensor, b: f32, y: &Tensor, c: f32) -> Result<Tensor> {
-    Ok(onto(x, scaled(-b, y)?)?.f_div_scalar_(f64::from(c))?)
+    onto(x, scaled(-b, y)?)?.over_(f64::from(c))
 }
 
 /// (x - y) / c.
 pub(super) fn difference_quotient(x: &Tensor, y: &Tensor, c: f32) -> Result<Tensor> {
-    Ok(x.f_sub(y)?.f_div_scalar_(f64::from(c))?)
+    x.f_sub(y)?.over_(f64::from(c))
 }
 
 /// The noise-free sample that a prediction stands for, where x_t = `signal` · x_0 + `noise` · epsilon.
@@ -162,7 +163,7 @@ impl PerSample {
 
     /// sqrt(alpha_bar) and sqrt(1 - alpha_bar), for these alpha_bar.
     pub(super) fn signal_and_noise(self) -> Result<(Tensor, Tensor)> {
-        Ok((self.0.f_sqrt()?, self.0.f_rsub_scalar(1.0)?.f_sqrt()?))
+        Ok((self.0.f_sqrt()?, self.0.subtracted_from(1.0)?.f_sqrt()?))
     }
 
     /// The coefficients themselves.

@@ -187,9 +187,19 @@ pub trait DeviceExt: Sized {
     /// # Errors
     /// [`Error::Argument`] for a name that is none, or a device that this machine has not, with the reason.
     fn from_torch_name(name: &str) -> Result<Self>;
+
+    /// Holds a CUDA device to those that this machine has.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a device that is not there, with the reason.
+    fn check(self) -> Result<()>;
 }
 
 impl DeviceExt for Device {
+    fn check(self) -> Result<()> {
+        if self.is_cuda() { Self::from_torch_name(&self.torch_name()).map(drop) } else { Ok(()) }
+    }
+
     fn torch_name(self) -> String {
         match self {
             Self::Cuda(index) => format!("cuda:{index}"),

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
+pub(super) mod number;
 pub(super) mod prepack;
 pub(super) mod profile;
 pub(super) mod stream;

@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::nn::Node;
-use crate::torch::attention_by;
+use crate::torch::{attention_by, baddbmm};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -114,6 +114,14 @@ impl ProcessorSetting {
         self.fused.load(Ordering::Relaxed)
     }
 
+    /// Computes from now on as `other` does.
+    pub(crate) fn adopt(&self, other: &Self) {
+        for (own, other) in [(&self.code, &other.code), (&self.backend, &other.backend)] {
+            own.store(other.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.fused.store(other.is_fused(), Ordering::Relaxed);
+    }
+
     fn backend(&self) -> AttentionBackend {
         AttentionBackend::from_code(self.backend.load(Ordering::Relaxed))
     }
@@ -178,7 +186,7 @@ impl ProcessorSetting {
             None => (Tensor::f_empty([rows, queries, keys], (computed, query.device()))?, 0.0),
         };
         let scale = (head_dim as f64).powf(-0.5);
-        let scores = bias.f_baddbmm(&query, &key.f_transpose(-1, -2)?, beta, scale)?;
+        let scores = baddbmm(&bias, &query, &key.f_transpose(-1, -2)?, beta, scale)?;
         drop(bias);
         Ok(scores.f_softmax(-1, None::<Kind>)?.f_to_kind(kind)?)
     }

@@ -7,7 +7,7 @@ use super::autoencoder_kl_config::AutoencoderKLConfig;
 use super::unet_2d_blocks::{DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D};
 use crate::error::Result;
 use crate::nn::{Activation, Conv2d, Conv2dConfig, GroupNorm, Module, Node, Scope};
-use crate::torch::{Generator, TensorExt, randn_tensor};
+use crate::torch::{Generator, NumberExt, TensorExt, randn_tensor};
 use tch::Tensor;
 
 /// From a picture to the parameters of the latents' distribution.
@@ -144,7 +144,7 @@ impl DiagonalGaussianDistribution {
     pub fn new(parameters: &Tensor) -> Result<Self> {
         let [mean, logvar] = parameters.chunks::<2>(1)?;
         let logvar = logvar.f_clamp(-30.0, 20.0)?;
-        let std = logvar.f_mul_scalar(0.5)?.f_exp()?;
+        let std = logvar.times(0.5)?.f_exp()?;
         Ok(Self { mean, logvar, std })
     }
 

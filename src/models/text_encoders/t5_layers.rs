@@ -3,7 +3,7 @@
 use super::t5_config::T5Config;
 use crate::error::Result;
 use crate::nn::{Embedding, Linear, Module, Node, Param, Scope};
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use tch::{Device, Kind, Tensor};
 
 /// A root-mean-square norm whose mean is in float32: `T5LayerNorm`.
@@ -25,7 +25,7 @@ impl T5LayerNorm {
             let weight = self.weight.get();
             let squares = hidden_states.f_to_kind(Kind::Float)?.f_pow_tensor_scalar(2)?;
             let variance = squares.f_mean_dim(-1, true, None::<Kind>)?;
-            let normed = hidden_states.f_mul(&variance.f_add_scalar(self.eps)?.f_rsqrt()?)?;
+            let normed = hidden_states.f_mul(&variance.plus(self.eps)?.f_rsqrt()?)?;
             Ok([weight.f_mul(&normed.f_to_kind(weight.f_kind()?)?)?])
         })?;
         Ok(hidden_states)
@@ -150,9 +150,9 @@ impl Module for T5Dense {
 
 /// GELU by the hyperbolic tangent, operation by operation as transformers' `NewGELUActivation`.
 fn gelu_new(x: &Tensor) -> Result<Tensor> {
-    let cubed = x.f_pow_tensor_scalar(3.0)?.f_mul_scalar(0.044715)?;
-    let inner = x.f_add(&cubed)?.f_mul_scalar((2.0 / std::f64::consts::PI).sqrt())?;
-    Ok(x.f_mul_scalar(0.5)?.f_mul(&inner.f_tanh()?.f_add_scalar(1.0)?)?)
+    let cubed = x.f_pow_tensor_scalar(3.0)?.times(0.044715)?;
+    let inner = x.f_add(&cubed)?.times((2.0 / std::f64::consts::PI).sqrt())?;
+    Ok(x.times(0.5)?.f_mul(&inner.f_tanh()?.plus(1.0)?)?)
 }
 
 /// Attention and feed-forward, each behind a norm and added to its input.

@@ -13,6 +13,7 @@ use crate::models::ModelMixin;
 use crate::models::normalization::AdaLayerNormContinuous;
 use crate::models::text_time_embeddings::CombinedTimestepTextProjEmbeddings;
 use crate::nn::{Linear, Module, Node, Scope};
+use crate::torch::NumberExt;
 use blocks::{FluxSingleTransformerBlock, FluxTransformerBlock};
 use rotary::Rotary;
 use serde::{Deserialize, Serialize};
@@ -184,7 +185,7 @@ impl FluxTransformer2DModel {
     fn predict(&self, inputs: &FluxInputs<'_>) -> Result<Tensor> {
         let mut picture = self.x_embedder.forward(inputs.hidden_states)?;
         let kind = picture.f_kind()?;
-        let thousandths = |number: &Tensor| number.f_to_kind(kind)?.f_mul_scalar(1000.0);
+        let thousandths = |number: &Tensor| number.f_to_kind(kind)?.times(1000.0);
         let guidance = inputs.guidance.map(thousandths).transpose()?;
         let time = thousandths(inputs.timestep)?;
         let temb = self.time_text_embed.forward(&time, guidance.as_ref(), inputs.pooled_projections)?;

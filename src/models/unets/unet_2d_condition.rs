@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::models::attention_processor::{AttentionSlicing, set_attention_slice, set_attention_slices};
 use crate::models::{ModelMixin, To};
 use crate::nn::{Activation, Conv2d, GroupNorm, Module, Node, Scope};
+use crate::torch::NumberExt;
 use conditions::Conditions;
 use std::any::Any;
 use tch::{Device, Kind, Tensor};
@@ -146,7 +147,7 @@ impl UNet2DConditionModel {
 
     fn center(&self, sample: &Tensor) -> Result<Tensor> {
         Ok(match self.config.center_input_sample {
-            true => sample.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?,
+            true => sample.times(2.0)?.minus(1.0)?,
             false => sample.shallow_clone(),
         })
     }
@@ -156,7 +157,7 @@ impl UNet2DConditionModel {
 fn bias(mask: &Tensor, kind: Kind) -> Result<Tensor> {
     let (batch, keys) =
         mask.size2().map_err(|_| Error::Shape(format!("attention masks are [batch, keys], got {:?}", mask.size())))?;
-    let bias = mask.f_to_kind(kind)?.f_rsub_scalar(1.0)?.f_mul_scalar(-10000.0)?;
+    let bias = mask.f_to_kind(kind)?.subtracted_from(1.0)?.times(-10000.0)?;
     Ok(bias.f_view([batch, 1, 1, keys])?)
 }
 
@@ -217,6 +218,10 @@ impl UNet for UNet2DConditionModel {
 
     fn move_to(&self, target: To) -> Result<()> {
         ModelMixin::to(self, target)
+    }
+
+    fn share(&self) -> Result<Box<dyn UNet>> {
+        Ok(Box::new(ModelMixin::share(self)?))
     }
 
     fn tree(&self) -> Option<&Node> {

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
 use crate::pipelines::Prompt;
-use crate::torch::Generator;
+use crate::torch::{Generator, NumberExt};
 use tch::Tensor;
 
 /// What a call gives.
@@ -127,7 +127,7 @@ impl<'a, T> StableDiffusionCall<'a, T> {
 }
 
 impl<T: TakesSize> StableDiffusionCall<'_, T> {
-    /// The picture's height in pixels, a multiple of 8; the model's own by default.
+    /// The picture's height in pixels, a multiple of 8, or of what the VAE shrinks by; the model's own by default.
     pub fn height(mut self, pixels: i64) -> Self {
         self.arguments.height = Some(pixels);
         self
@@ -184,7 +184,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     /// Height and width of the pictures, once all arguments are seen to fit together.
     fn check(&self) -> Result<(i64, i64)> {
         let (height, width) = self.task.size(self.pipe, &self.arguments)?;
-        self.arguments.check(height, width)?;
+        self.arguments.check(height, width, self.pipe.vae_scale_factor())?;
         self.task.check(self.pipe, &self.arguments)?;
         Ok((height, width))
     }
@@ -244,7 +244,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
         if output_type == OutputType::Latent {
             return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents) });
         }
-        let latents = latents.f_div_scalar(self.pipe.vae.config().scaling_factor)?;
+        let latents = latents.over(self.pipe.vae.config().scaling_factor)?;
         let image = self.pipe.decode(&latents)?;
         let images = self.pipe.image_processor.postprocess(&image, output_type)?;
         watch.end_stage();

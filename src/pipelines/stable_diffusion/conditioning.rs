@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::schedulers::Scheduler;
+use crate::torch::NumberExt;
 use tch::Tensor;
 
 /// What goes into each step beside latents and prompts.
@@ -30,7 +31,7 @@ impl Conditioning {
     pub(super) fn blend(&self, latents: Tensor, scheduler: &dyn Scheduler, next: Option<f64>) -> Result<Tensor> {
         let Self::Blend { mask, image_latents, noise } = self else { return Ok(latents) };
         let noised = next.map(|timestep| scheduler.add_noise(image_latents, noise, &[timestep])).transpose()?;
-        let kept = mask.f_rsub_scalar(1.0)?.f_mul(noised.as_ref().unwrap_or(image_latents))?;
+        let kept = mask.subtracted_from(1.0)?.f_mul(noised.as_ref().unwrap_or(image_latents))?;
         Ok(kept.f_add(&mask.f_mul(&latents)?)?)
     }
 

@@ -1,7 +1,7 @@
 //! Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598) and what corrects it.
 
 use crate::error::Result;
-use crate::torch::TensorExt;
+use crate::torch::{NumberExt, TensorExt};
 use tch::{Device, Kind, Tensor};
 
 /// `uncond + scale (text - uncond)` from the two halves of `noise_pred`, and the text half.
@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 pub(super) fn guide(noise_pred: &Tensor, guidance_scale: f64) -> Result<(Tensor, Tensor)> {
     let [uncond, text] = noise_pred.chunks(0)?;
     let mut guided = text.f_sub(&uncond)?;
-    let _ = guided.f_mul_scalar_(guidance_scale)?;
+    let _ = guided.times_(guidance_scale)?;
     let _ = guided.f_add_(&uncond)?;
     Ok((guided, text))
 }
@@ -29,7 +29,7 @@ pub fn rescale_noise_cfg(noise_cfg: &Tensor, noise_pred_text: &Tensor, guidance_
         Ok(tensor.f_std_dim(dims.as_slice(), true, true)?)
     };
     let rescaled = noise_cfg.f_mul(&spread(noise_pred_text)?.f_div(&spread(noise_cfg)?)?)?;
-    Ok(rescaled.f_mul_scalar(guidance_rescale)?.f_add(&noise_cfg.f_mul_scalar(1.0 - guidance_rescale)?)?)
+    Ok(rescaled.times(guidance_rescale)?.f_add(&noise_cfg.times(1.0 - guidance_rescale)?)?)
 }
 
 /// The guidance scale as an embedding, for models distilled to take it as an input.
@@ -41,9 +41,9 @@ pub fn rescale_noise_cfg(noise_cfg: &Tensor, noise_pred_text: &Tensor, guidance_
 /// Only if libtorch itself fails.
 pub fn get_guidance_scale_embedding(guidance_scale: f64, batch: i64, embedding_dim: i64) -> Result<Tensor> {
     let options = (Kind::Float, Device::Cpu);
-    let scale = Tensor::f_full([batch], guidance_scale - 1.0, options)?.f_mul_scalar(1000.0)?;
+    let scale = Tensor::f_full([batch], guidance_scale - 1.0, options)?.times(1000.0)?;
     let half = embedding_dim / 2;
-    let step = Tensor::f_from_slice(&[10000f32])?.f_log()?.f_div_scalar((half - 1) as f64)?;
+    let step = Tensor::f_from_slice(&[10000f32])?.f_log()?.over((half - 1) as f64)?;
     let frequencies = Tensor::f_arange(half, options)?.f_mul(&step.f_neg()?)?.f_exp()?;
     let angles = scale.f_unsqueeze(1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
     let embedding = Tensor::f_cat(&[angles.f_sin()?, angles.f_cos()?], 1)?;

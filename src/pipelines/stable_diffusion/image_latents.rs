@@ -3,7 +3,7 @@
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
 use crate::image_processor::ImageInput;
-use crate::torch::Generator;
+use crate::torch::{Generator, NumberExt};
 use tch::Tensor;
 
 impl StableDiffusionPipeline {
@@ -26,7 +26,7 @@ impl StableDiffusionPipeline {
                 Tensor::f_cat(&items.collect::<Result<Vec<_>>>()?, 0)?
             }
         };
-        Ok(latents.f_mul_scalar(self.vae.config().scaling_factor)?)
+        latents.times(self.vae.config().scaling_factor)
     }
 
     /// Whether a tensor is latents, and not pictures: by its channels, as in diffusers.

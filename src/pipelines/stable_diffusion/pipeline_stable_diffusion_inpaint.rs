@@ -17,7 +17,7 @@ use crate::image_processor::{
 };
 use crate::loaders::SaveOptions;
 use crate::pipelines::Prompt;
-use crate::torch::{Generator, randn_tensor};
+use crate::torch::{Generator, NumberExt, randn_tensor};
 use image::DynamicImage;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -52,6 +52,14 @@ impl StableDiffusionInpaintPipeline {
     #[must_use]
     pub fn from_pipe(pipe: impl Into<StableDiffusionPipeline>) -> Self {
         Self(pipe.into())
+    }
+
+    /// A second pipeline over the same weights, for another thread: see [`StableDiffusionPipeline::share`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn share(&self) -> Result<Self> {
+        self.0.share().map(Self)
     }
 
     /// Prepares pictures of `prompt`, a text or a list of texts, that are `image` where `mask_image` is black and new where
@@ -180,6 +188,9 @@ impl Inpainting {
     }
 
     fn check_padding(&self, arguments: &Arguments<'_>) -> Result<()> {
+        if let Some(pixels) = self.padding_mask_crop.filter(|pixels| *pixels < 0) {
+            return Err(Error::Argument(format!("`padding_mask_crop` has to be 0 or more, but is {pixels}")));
+        }
         let (ImageInput::Images(images), ImageInput::Images(masks)) = (&self.image, &self.mask_image) else {
             return Err(Error::Argument("`padding_mask_crop` needs a picture and a mask, not tensors".into()));
         };
@@ -254,7 +265,7 @@ impl Task for Inpainting {
             Some(image_latents) if setting.latents.is_none() && !self.starts_from_noise() => {
                 setting.add_noise(image_latents, &noise)?
             }
-            _ => noise.f_mul_scalar(pipe.scheduler.init_noise_sigma())?,
+            _ => noise.times(pipe.scheduler.init_noise_sigma())?,
         };
 
         let masks = VaeImageProcessor::for_masks(pipe.image_processor.vae_scale_factor);

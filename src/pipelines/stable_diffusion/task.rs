@@ -6,7 +6,7 @@ use super::conditioning::Conditioning;
 use crate::error::{Error, Result};
 use crate::image_processor::Images;
 use crate::schedulers::Scheduler;
-use crate::torch::{Generator, randn_tensor};
+use crate::torch::{Generator, KindExt, NumberExt, randn_tensor};
 use std::fmt::Debug;
 use tch::{Device, Kind, Tensor};
 
@@ -73,12 +73,22 @@ impl Setting<'_> {
     /// The latents that were given, or noise.
     pub(super) fn noise(&self, channels: i64, generators: &mut [Generator]) -> Result<Tensor> {
         let factor = self.pipe.vae_scale_factor();
+        let shape = [self.pictures, channels, self.height / factor, self.width / factor];
         match self.latents {
+            None => randn_tensor(&shape, generators, self.kind, self.device),
+            // Differs from diffusers: there, latents of another height or width are drawn in their own.
+            Some(latents) if latents.size() != shape => Err(Error::Argument(format!(
+                "`latents` has to be {shape:?} for {} pictures of {}x{}, but is {:?}",
+                self.pictures,
+                self.width,
+                self.height,
+                latents.size()
+            ))),
+            Some(latents) if !latents.f_kind()?.is_floating_point() => Err(Error::Argument(format!(
+                "`latents` has to be of a floating-point dtype, but is {}",
+                latents.f_kind()?.torch_name()
+            ))),
             Some(latents) => Ok(latents.f_to_device(self.device)?),
-            None => {
-                let shape = [self.pictures, channels, self.height / factor, self.width / factor];
-                randn_tensor(&shape, generators, self.kind, self.device)
-            }
         }
     }
 
@@ -109,7 +119,7 @@ impl Task for TextToImage {
     fn start(&self, setting: &Setting<'_>, generators: &mut [Generator]) -> Result<Start> {
         // Given latents stay with their call: giving them back here would puzzle the count of the call's memory.
         let noise = setting.noise(setting.pipe.unet.config().in_channels, generators)?;
-        let latents = noise.f_mul_scalar(setting.pipe.scheduler.init_noise_sigma())?;
+        let latents = noise.times(setting.pipe.scheduler.init_noise_sigma())?;
         Ok(Start { latents, conditioning: Conditioning::None })
     }
 }

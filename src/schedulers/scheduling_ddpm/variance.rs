@@ -4,6 +4,7 @@ use super::super::arrays::{sqrt, through_libtorch};
 use super::super::step_math::{scaled, sum, times};
 use super::Posterior;
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -72,10 +73,10 @@ impl VarianceType {
             (Self::LearnedRange, Some(predicted)) => {
                 let min_log = through_libtorch(variance, Tensor::f_log)?;
                 let max_log = through_libtorch(current_beta_t, Tensor::f_log)?;
-                let share = predicted.f_add_scalar(1.0)?.f_div_scalar_(2.0)?;
-                let rest = share.f_rsub_scalar(1.0)?;
+                let share = predicted.plus(1.0)?.over_(2.0)?;
+                let rest = share.subtracted_from(1.0)?;
                 let log = sum(times(&share, max_log)?, &times(&rest, min_log)?)?;
-                Ok(log.f_mul_scalar(0.5)?.f_exp()?.f_mul(noise)?)
+                Ok(log.times(0.5)?.f_exp()?.f_mul(noise)?)
             }
             _ => scaled(sqrt(variance)?, noise),
         }

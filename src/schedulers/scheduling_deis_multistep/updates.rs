@@ -7,6 +7,7 @@ use super::super::arrays::{log_f32, through_libtorch};
 use super::super::half_log_snr::Point;
 use super::super::step_math::{scale, scaled, sum};
 use crate::error::Result;
+use crate::torch::NumberExt;
 use tch::Tensor;
 
 /// x_t from `sample` at the last point but one: `points` are those of the outputs, oldest first, and t.
@@ -39,7 +40,7 @@ fn first_order(sample: &Tensor, s: Point, t: Point, output: &Tensor) -> Result<T
 
 /// alpha_t (x / alpha_s + sum_k c_k m_k).
 fn combine(sample: &Tensor, s: Point, t: Point, terms: &[(f32, &Tensor)]) -> Result<Tensor> {
-    let mut x = sample.f_div_scalar(f64::from(s.alpha))?;
+    let mut x = sample.over(f64::from(s.alpha))?;
     for (coefficient, output) in terms {
         x = sum(x, &scaled(*coefficient, output)?)?;
     }

@@ -8,6 +8,7 @@ use super::super::half_log_snr::Point;
 use super::super::scheduling_dpmsolver_multistep::updates::{SolverType, Step};
 use super::super::step_math::{scale, scaled, sum};
 use crate::error::Result;
+use crate::torch::NumberExt;
 use tch::Tensor;
 
 /// One update: where its group begins, and the points since, with t at the end.
@@ -39,9 +40,9 @@ impl Update<'_> {
                     x = sum(x, &scale(c1, d1_1)?)?;
                 } else {
                     let slope = sum(scaled(r0, &d1_0)?, &scaled(-r1, &d1_1)?)?;
-                    let d1 = slope.f_div_scalar(f64::from(r0 - r1))?;
+                    let d1 = slope.over(f64::from(r0 - r1))?;
                     let curvature = scale(2.0, d1_1.f_sub(&d1_0)?)?;
-                    let d2 = curvature.f_div_scalar(f64::from(r0 - r1))?;
+                    let d2 = curvature.over(f64::from(r0 - r1))?;
                     x = sum(x, &scale(c1, d1)?)?;
                     x = sum(x, &scale(c2, d2)?)?;
                 }

@@ -2,6 +2,15 @@
 #include "shim.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/linspace.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/rsub.h>
+#include <ATen/ops/sub.h>
+
+#include <stdexcept>
 
 // `format` is a c10::MemoryFormat: 0 contiguous, 2 channels_last.
 SHIM int tds_contiguous(void* tensor, int format, void** out, char** error) {
@@ -26,4 +35,36 @@ SHIM int tds_is_unshared(void* tensor, int* out, char** error) {
     auto& inner = *static_cast<at::Tensor*>(tensor);
     *out = inner.use_count() == 1 && inner.has_storage() && inner.storage().use_count() == 1;
   });
+}
+
+// `tensor` and a number, by one of the operations below. Python's own numbers are Scalars too.
+SHIM int tds_with_number(void* tensor, int operation, double number, void** out, char** error) {
+  return guarded(error, [&] {
+    auto& self = *static_cast<at::Tensor*>(tensor);
+    const at::Scalar scalar(number);
+    switch (operation) {
+      case 0: *out = new at::Tensor(at::mul(self, scalar)); break;
+      case 1: *out = new at::Tensor(at::div(self, scalar)); break;
+      case 2: *out = new at::Tensor(at::add(self, scalar)); break;
+      case 3: *out = new at::Tensor(at::sub(self, scalar)); break;
+      case 4: *out = new at::Tensor(at::rsub(self, scalar)); break;
+      case 5: *out = new at::Tensor(self.mul_(scalar)); break;
+      case 6: *out = new at::Tensor(self.div_(scalar)); break;
+      default: throw std::invalid_argument("no such operation");
+    }
+  });
+}
+
+SHIM int tds_baddbmm(
+    void* bias, void* left, void* right, double beta, double alpha, void** out, char** error) {
+  return guarded(error, [&] {
+    auto& self = *static_cast<at::Tensor*>(bias);
+    auto& first = *static_cast<at::Tensor*>(left);
+    auto& second = *static_cast<at::Tensor*>(right);
+    *out = new at::Tensor(at::baddbmm(self, first, second, beta, alpha));
+  });
+}
+
+SHIM int tds_linspace(double start, double end, int64_t steps, void** out, char** error) {
+  return guarded(error, [&] { *out = new at::Tensor(at::linspace(start, end, steps, at::kFloat)); });
 }

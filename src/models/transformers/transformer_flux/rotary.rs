@@ -1,6 +1,7 @@
 //! Places as rotations.
 
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use tch::{Kind, Tensor};
 
 /// The longest wavelength of the rotations, in places over 2 pi.
@@ -28,7 +29,7 @@ impl Rotary {
         let places = ids.f_to_kind(Kind::Float)?;
         for (axis, dim) in axes_dims.iter().enumerate() {
             let exponent = Tensor::f_arange_start_step(0, *dim, 2, (Kind::Double, ids.device()))?;
-            let frequencies = Tensor::f_pow_scalar(THETA, &exponent.f_div_scalar(*dim as f64)?)?.f_reciprocal()?;
+            let frequencies = Tensor::f_pow_scalar(THETA, &exponent.over(*dim as f64)?)?.f_reciprocal()?;
             let angles = places.f_select(1, axis as i64)?.f_outer(&frequencies)?;
             let spread = |part: Tensor| part.f_repeat_interleave_self_int(2, 1, None)?.f_to_kind(Kind::Float);
             cos.push(spread(angles.f_cos()?)?);

@@ -11,6 +11,7 @@ pub mod memory;
 mod modeling_utils;
 pub mod normalization;
 pub mod resnet;
+mod sharing;
 pub mod text_encoders;
 pub mod text_time_embeddings;
 pub mod traced;
@@ -20,4 +21,5 @@ pub mod unets;
 pub mod upsampling;
 
 pub use modeling_utils::{ModelLoader, ModelMixin, To};
+pub(crate) use sharing::share;
 pub use tracing::{TraceOptions, Traceable, VaeDecoder, trace, trace_with};

@@ -11,6 +11,7 @@ use crate::hooks::{
 use crate::loaders::{Checkpoint, HubOptions, KeyMap, LoadOptions, SaveOptions, StateDict};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
+use crate::models::share;
 use crate::nn::{Module, Node, Scope, Weights, set_use_winograd, set_weights_prepack};
 use crate::torch::{KindExt, MappedTensor, MemoryFormat};
 use serde::{Serialize, de::DeserializeOwned};
@@ -21,7 +22,7 @@ use tch::{Device, Kind};
 /// What every model offers beside its forward.
 pub trait ModelMixin: Module + Sized {
     /// `config.json`, as a struct.
-    type Config: DeserializeOwned + Serialize;
+    type Config: Clone + DeserializeOwned + Serialize;
 
     /// diffusers' or transformers' name of the class.
     const CLASS_NAME: &'static str;
@@ -60,6 +61,17 @@ pub trait ModelMixin: Module + Sized {
     fn from_pretrained(folder: impl AsRef<Path>) -> ModelLoader<Self> {
         let folder = folder.as_ref().to_path_buf();
         ModelLoader { folder, options: LoadOptions::default(), offloading: None, model: PhantomData }
+    }
+
+    /// A second model over the same weights, for another thread: nothing is copied, and techniques that are set on this one
+    /// (attention slicing, backends, fused projections, slices and tiles of a VAE) are set on it as well. From then on each
+    /// has its own. Weights packed by [`ModelMixin::enable_weights_prepack`] are packed once for each.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] while a hook is around a module, as with offloading and layerwise casting: a hook lends one model
+    /// its weights.
+    fn share(&self) -> Result<Self> {
+        share(self)
     }
 
     /// Writes `config.json` and the weights to `folder`, so that diffusers reads them back.

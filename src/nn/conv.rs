@@ -61,6 +61,14 @@ pub fn set_weights_prepack(module: &Node, prepack: bool) {
     }
 }
 
+/// Gives the convolutions of `to` the ways of those of `from`, a model built alike.
+pub(crate) fn adopt_convolutions(to: &Node, from: &Node) {
+    for (own, other) in convolutions(to).iter().zip(convolutions(from)) {
+        own.winograd.store(other.winograd.load(Ordering::Relaxed), Ordering::Relaxed);
+        own.prepacked.store(other.prepacked.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 /// Whether a convolution at or below `module` keeps its weight in oneDNN's layout, and what the copies take, in bytes.
 #[must_use]
 pub fn weights_prepack(module: &Node) -> Option<i64> {

@@ -13,8 +13,10 @@ mod linear;
 mod node;
 mod norm;
 mod scope;
+mod shared;
 
 pub use activation::Activation;
+pub(crate) use conv::adopt_convolutions;
 pub use conv::{Conv2d, Conv2dConfig, set_use_winograd, set_weights_prepack, uses_winograd, weights_prepack};
 pub use embedding::Embedding;
 pub use fused_linear::FusedLinear;
@@ -23,3 +25,4 @@ pub use linear::Linear;
 pub use node::{Module, Node, Param};
 pub use norm::{GroupNorm, LayerNorm, RMSNorm};
 pub use scope::{RandomWeights, Scope, Weights};
+pub use shared::SharedWeights;

@@ -2,7 +2,7 @@
 
 use super::hook::{BroughtWeights, Hook, NamedHook, Next};
 use crate::error::{Error, Result};
-use crate::torch::{KindExt, MappedTensor, MemoryFormat};
+use crate::torch::{DeviceExt, KindExt, MappedTensor, MemoryFormat};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -254,8 +254,10 @@ impl Node {
     /// Moves every weight to `device`; all of them, or none if one finds no room.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where the device has no room.
+    /// [`Error::OutOfMemory`] where the device has no room; [`Error::Unsupported`] or [`Error::Argument`] for one that is not
+    /// there.
     pub fn to_device(&self, device: Device) -> Result<()> {
+        device.check()?;
         let params = self.params();
         let moved = params.iter().map(|(_, param)| Ok(param.get().f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
         for ((_, param), tensor) in params.iter().zip(moved) {

@@ -9,7 +9,7 @@ use super::tiling::Tiling;
 use super::vae::{Decoder, DiagonalGaussianDistribution, Encoder};
 use crate::error::Result;
 use crate::loaders::KeyMap;
-use crate::models::ModelMixin;
+use crate::models::{ModelMixin, share};
 use crate::nn::{Conv2d, Conv2dConfig, Module, Node, Scope};
 use crate::torch::Generator;
 use tch::Tensor;
@@ -222,5 +222,16 @@ impl ModelMixin for AutoencoderKL {
 
     fn config(&self) -> &AutoencoderKLConfig {
         &self.config
+    }
+
+    fn share(&self) -> Result<Self> {
+        Ok(Self {
+            use_slicing: self.use_slicing,
+            use_tiling: self.use_tiling,
+            tile_sample_min_size: self.tile_sample_min_size,
+            tile_latent_min_size: self.tile_latent_min_size,
+            tile_overlap_factor: self.tile_overlap_factor,
+            ..share(self)?
+        })
     }
 }

@@ -151,7 +151,7 @@ impl CLIPTextModel {
     fn layers_without(&self, skipped: usize) -> Result<usize> {
         let layers = self.layers.len();
         layers.checked_sub(skipped).ok_or_else(|| {
-            Error::Argument(format!("{skipped} layers cannot be skipped: the text encoder has {layers}"))
+            Error::Argument(format!("`clip_skip` is {skipped}, and the text encoder has {layers} layers to skip from"))
                 .at(self.node.path())
         })
     }

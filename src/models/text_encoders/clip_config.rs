@@ -77,7 +77,7 @@ impl CLIPTextConfig {
     }
 
     pub(crate) fn activation(&self) -> Result<Activation> {
-        self.hidden_act.parse()
+        self.hidden_act.parse().map_err(|error| Error::Unsupported(format!("`hidden_act`: {error}")))
     }
 
     pub(super) fn eos(&self) -> Result<i64> {

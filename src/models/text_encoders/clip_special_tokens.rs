@@ -4,11 +4,10 @@
 //! `tokenization_utils_tokenizers.py` at 5.23 gather them. Where they stand decides whether a prompt that spells one out
 //! has it recognised, and in which case of letters, so that the order of the steps below is kept.
 
-use super::clip_tokenizer_files::optional;
+use super::clip_tokenizer_files::Files;
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::path::Path;
 use tokenizers::AddedToken;
 
 /// The roles that transformers knows, in its order, and CLIP's default for each.
@@ -23,7 +22,7 @@ const ROLES: [(&str, Option<&str>); 7] = [
 ];
 
 /// The texts of the tokens that have a role.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct RoleTokens {
     pub(super) bos: String,
     pub(super) eos: String,
@@ -89,12 +88,12 @@ pub(super) struct SpecialTokens {
 impl SpecialTokens {
     /// `config` is `tokenizer_config.json` and `serialized` the `added_tokens` of `tokenizer.json`. An
     /// `added_tokens_decoder` in `config` replaces the other files that tokens may be in.
-    pub(super) fn read(folder: &Path, config: &ConfigMap, serialized: &[ConfigMap]) -> Result<Self> {
+    pub(super) fn read(files: &(impl Files + ?Sized), config: &ConfigMap, serialized: &[ConfigMap]) -> Result<Self> {
         if let Some(Value::Object(decoder)) = config.get("added_tokens_decoder") {
             return Ok(Self::gather(config, &ConfigMap::new(), in_decoder(decoder)?));
         }
-        let map: ConfigMap = optional(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-        let added: ConfigMap = optional(&folder.join("added_tokens.json"))?.unwrap_or_default();
+        let map: ConfigMap = files.optional("special_tokens_map.json")?.unwrap_or_default();
+        let added: ConfigMap = files.optional("added_tokens.json")?.unwrap_or_default();
         let roles = Self::gather(config, &map, Vec::new());
         let numbered = in_older_files(&added, serialized, |text| roles.has_role(text))?;
         Ok(Self::gather(config, &map, numbered))

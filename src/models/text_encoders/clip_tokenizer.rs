@@ -6,7 +6,9 @@
 use super::clip_special_tokens::RoleTokens;
 use super::clip_tokenizer_files::TokenizerFiles;
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tch::Tensor;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
@@ -36,11 +38,11 @@ const FILES: [&str; 6] = [
 
 /// Turns prompts into the ids that [`CLIPTextModel`](super::CLIPTextModel) takes, and back.
 ///
-/// Reading the files is done once; encoding only reads the tokenizer, so threads may share it.
-#[derive(Debug)]
+/// Reading the files is done once; encoding only reads the tokenizer, so threads may share it. Clones share the vocabulary.
+#[derive(Clone, Debug)]
 pub struct CLIPTokenizer {
     folder: PathBuf,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     roles: RoleTokens,
     bos_token_id: u32,
     eos_token_id: u32,
@@ -80,11 +82,23 @@ impl CLIPTokenizer {
         TokenizerFiles::read(folder).and_then(|files| Self::new(folder, files)).map_err(named)
     }
 
+    /// Reads the tokenizer from files in memory, by the names they have in a folder. There is no folder to copy
+    /// from then, and [`CLIPTokenizer::save_pretrained`] refuses.
+    ///
+    /// # Errors
+    /// As [`CLIPTokenizer::from_pretrained`].
+    pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self> {
+        TokenizerFiles::read(files).and_then(|files| Self::new(Path::new(""), files))
+    }
+
     /// Copies the files it was read from to `folder`, as they are.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read or written.
+    /// [`Error::Io`] if a file cannot be read or written; [`Error::Unsupported`] for a tokenizer of files in memory.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        if self.folder.as_os_str().is_empty() {
+            return Err(Error::Unsupported("a tokenizer that was read from memory has no files to copy".into()));
+        }
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         for name in FILES {
@@ -129,7 +143,7 @@ impl CLIPTokenizer {
         let (bos_token_id, eos_token_id, pad_token_id) = (id(&roles.bos)?, id(&roles.eos)?, id(&roles.pad)?);
         Ok(Self {
             folder: folder.to_path_buf(),
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             roles,
             bos_token_id,
             eos_token_id,

@@ -4,11 +4,13 @@
 //! Mirrors what `from_pretrained` of `transformers/tokenization_utils_base.py` at 5.23 takes from them.
 
 use super::clip_special_tokens::{RoleTokens, SpecialTokens};
-use crate::configuration_utils::{ConfigMap, read_json};
+use crate::configuration_utils::{ConfigMap, parse_json, read_json};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{Error as IoError, ErrorKind};
 use std::path::Path;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
@@ -51,15 +53,14 @@ enum MergeJson {
 }
 
 impl TokenizerFiles {
-    pub(super) fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let whole: Option<TokenizerJson> = optional(&path)?;
-        let config: ConfigMap = optional(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    pub(super) fn read(files: &(impl Files + ?Sized)) -> Result<Self> {
+        let whole: Option<TokenizerJson> = files.optional("tokenizer.json")?;
+        let config: ConfigMap = files.optional("tokenizer_config.json")?.unwrap_or_default();
         let serialized = whole.as_ref().map(|file| file.added_tokens.as_slice()).unwrap_or_default();
-        let specials = SpecialTokens::read(folder, &config, serialized)?;
+        let specials = SpecialTokens::read(files, &config, serialized)?;
         let (vocab, merges) = match whole {
             Some(TokenizerJson { model, .. }) => (model.vocab, pairs(model.merges)?),
-            None => (read_json(&folder.join("vocab.json"))?, read_merges(&folder.join("merges.txt"))?),
+            None => (files.json("vocab.json")?, read_merges(&files.text("merges.txt")?)?),
         };
         Ok(Self {
             vocab,
@@ -74,9 +75,52 @@ impl TokenizerFiles {
     }
 }
 
-/// The JSON file at `path`, or `None` if there is none.
-pub(super) fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+/// Where a tokenizer's files are: in a folder, or in memory.
+pub(super) trait Files {
+    fn has(&self, name: &str) -> bool;
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T>;
+
+    fn text(&self, name: &str) -> Result<String>;
+
+    /// The JSON file of this name, or `None` if there is none.
+    fn optional<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        if self.has(name) { self.json(name).map(Some) } else { Ok(None) }
+    }
+}
+
+impl Files for Path {
+    fn has(&self, name: &str) -> bool {
+        self.join(name).exists()
+    }
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        read_json(&self.join(name))
+    }
+
+    fn text(&self, name: &str) -> Result<String> {
+        let path = self.join(name);
+        std::fs::read_to_string(&path).map_err(Error::io(path))
+    }
+}
+
+impl Files for BTreeMap<String, Vec<u8>> {
+    fn has(&self, name: &str) -> bool {
+        self.contains_key(name)
+    }
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        parse_json(Path::new(name), bytes(self, name)?.clone())
+    }
+
+    fn text(&self, name: &str) -> Result<String> {
+        let invalid = |error| IoError::new(ErrorKind::InvalidData, error);
+        String::from_utf8(bytes(self, name)?.clone()).map_err(invalid).map_err(Error::io(name))
+    }
+}
+
+fn bytes<'a>(files: &'a BTreeMap<String, Vec<u8>>, name: &str) -> Result<&'a Vec<u8>> {
+    files.get(name).ok_or(IoError::from(ErrorKind::NotFound)).map_err(Error::io(name))
 }
 
 fn is_left(config: &ConfigMap, key: &str) -> Result<bool> {
@@ -104,8 +148,7 @@ fn pairs(merges: Vec<MergeJson>) -> Result<Merges> {
 }
 
 /// `merges.txt`: a pair each line, the one that merges first at the top, after a line with a version.
-fn read_merges(path: &Path) -> Result<Merges> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+fn read_merges(text: &str) -> Result<Merges> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version"));
     let broken = |number| Error::Tokenizer(format!("merges.txt: line {} is no pair", number + 1));
     lines.map(|(number, line)| split_merge(line).ok_or_else(|| broken(number))).collect()

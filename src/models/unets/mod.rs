@@ -11,7 +11,7 @@ pub use unet_2d_blocks::{
 };
 pub use unet_2d_condition::{AddedCond, UNet2DConditionConfig, UNet2DConditionModel, UNetInputs};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::To;
 use crate::nn::Node;
 use std::any::Any;
@@ -43,6 +43,14 @@ pub trait UNet: Debug + Send + Sync {
     /// # Errors
     /// [`crate::Error::OutOfMemory`] where there is no room, [`crate::Error::Unsupported`] where they are fixed.
     fn move_to(&self, target: To) -> Result<()>;
+
+    /// A second UNet over the same weights, for another thread: see [`ModelMixin::share`](crate::models::ModelMixin::share).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] unless the UNet knows how; else as there.
+    fn share(&self) -> Result<Box<dyn UNet>> {
+        Err(Error::Unsupported("this kind of UNet cannot share its weights: load one for each pipeline".into()))
+    }
 
     /// The tree of modules, for techniques that walk it; `None` for a UNet that has none, such as a traced one.
     fn tree(&self) -> Option<&Node> {

@@ -15,6 +15,7 @@ mod pipeline_stable_diffusion;
 mod pipeline_stable_diffusion_img2img;
 mod pipeline_stable_diffusion_inpaint;
 mod reset;
+mod share;
 mod single_file;
 mod task;
 mod traced;

@@ -49,6 +49,14 @@ impl StableDiffusionImg2ImgPipeline {
         Self(pipe.into())
     }
 
+    /// A second pipeline over the same weights, for another thread: see [`StableDiffusionPipeline::share`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn share(&self) -> Result<Self> {
+        self.0.share().map(Self)
+    }
+
     /// Prepares pictures of `prompt`, a text or a list of texts, that start from `image`: a picture, one for each prompt, or
     /// a tensor. They get its size, cut to multiples of 8.
     pub fn call(&mut self, prompt: impl Into<Prompt>, image: impl Into<ImageInput>) -> StableDiffusionImg2ImgCall<'_> {

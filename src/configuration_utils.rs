@@ -31,7 +31,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     if described.len() > MAX_JSON_SIZE {
         return Err(refuse(format!("it has {} bytes: at most {MAX_JSON_SIZE} are read as JSON", described.len())));
     }
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    parse_json(path, std::fs::read(path).map_err(Error::io(path))?)
+}
+
+/// As [`read_json`], of what is in memory already; errors name it as the file at `path`.
+///
+/// # Errors
+/// [`Error::Config`] (with file, line and key) if it does not fit `T`.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, bytes: Vec<u8>) -> Result<T> {
+    let refuse = |why: String| Error::Config(format!("{}: {why}", path.display()));
     let text = String::from_utf8(bytes).map_err(|error| refuse(error.utf8_error().to_string()))?;
     let text = quote_infinities(&text);
     let mut json = serde_json::Deserializer::from_str(&text);

@@ -155,6 +155,14 @@ impl From<tch::TchError> for Error {
         };
         tracing::debug!(target: "tch_diffusers::libtorch", "{text}");
         let message = text.split("\nException raised from").next().unwrap_or(&text).trim_end().to_string();
+        // A dispatcher that finds no kernel lists all backends, over pages.
+        if let Some((refusal, _)) =
+            message.split_once(" backend. This could be because").filter(|_| message.starts_with("Could not run"))
+        {
+            return Self::Unsupported(format!(
+                "{refusal} backend: it is not part of this libtorch, or was not started"
+            ));
+        }
         // libtorch's CPU allocator words it as "can't allocate memory", the CUDA one as "out of memory".
         if message.contains("out of memory") || message.contains("can't allocate memory") {
             Self::OutOfMemory(message)

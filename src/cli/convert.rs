@@ -3,7 +3,7 @@
 use crate::generate::dtype_name;
 use crate::inspect::weight_files;
 use crate::model::model_folder;
-use crate::outcome::ModelError;
+use crate::outcome::{ModelError, say};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ impl Convert {
             loader = loader.config(config);
         }
         loader.load().context(ModelError)?.save_pretrained_with(&self.output, &self.options())?;
-        println!("{}", self.output.display());
+        say(self.output.display())?;
         Ok(())
     }
 
@@ -130,7 +130,7 @@ impl Convert {
         };
         let weights = Checkpoint::open(&files, keys, None, Device::Cpu).context(ModelError)?.state_dict()?;
         for file in StateDict::new(weights).cast(kind).save(to, stem, &self.options())? {
-            println!("{}", file.display());
+            say(file.display())?;
         }
         kind.map_or(Ok(()), |kind| note_dtype(&to.join("config.json"), kind))
     }

@@ -5,7 +5,7 @@ use crate::interrupt;
 use crate::memory::Memory;
 use crate::model::model_folder;
 use crate::offload::Offload;
-use crate::outcome::{Interrupted, ModelError};
+use crate::outcome::{Interrupted, ModelError, complain, say};
 use crate::parameters::Parameters;
 use crate::source::{Pictures, Source};
 use crate::speed::Speed;
@@ -158,10 +158,10 @@ impl Generate {
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
             write_png(&path, image, &parameters.chunks(number)?)?;
-            println!("{}", path.display());
+            say(path.display())?;
         }
         if self.memory_report {
-            eprint!("{}", pipe.memory_report()?);
+            complain(pipe.memory_report()?.to_string().trim_end());
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ mod component;
 mod table;
 
 use crate::model::model_folder;
-use crate::outcome::ModelError;
+use crate::outcome::{ModelError, say};
 use anyhow::{Context, bail};
 use clap::Args;
 use component::Component;
@@ -60,9 +60,9 @@ impl Inspect {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let report = self.report()?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            say(serde_json::to_string_pretty(&report)?)?;
         } else {
-            print!("{}", table::table(&report));
+            say(table::table(&report).trim_end())?;
         }
         let faults: usize = report.components.iter().map(Component::faults).sum();
         if faults > 0 {

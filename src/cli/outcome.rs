@@ -1,5 +1,8 @@
 //! How the program ends: one exit code for each thing a script may want to tell apart.
 
+use anyhow::Context;
+use std::fmt::Display;
+use std::io::{Write, stderr, stdout};
 use tch_diffusers::Error;
 
 pub(crate) const EXIT_CODES: &str = "\
@@ -30,10 +33,10 @@ pub(crate) struct ModelError;
 pub(crate) fn exit_code(done: anyhow::Result<()>) -> u8 {
     let Err(error) = done else { return DONE };
     if error.is::<Interrupted>() {
-        eprintln!("stopped, nothing was written");
+        complain("stopped, nothing was written");
         return INTERRUPTED;
     }
-    eprintln!("error: {error:#}");
+    complain(format!("error: {}", told(&error)));
     if error.is::<ModelError>() {
         return MISSING_MODEL;
     }
@@ -41,4 +44,23 @@ pub(crate) fn exit_code(done: anyhow::Result<()>) -> u8 {
         Some(Error::Argument(_) | Error::Shape(_)) => BAD_INPUT,
         _ => FAILED,
     }
+}
+
+/// The error and its causes, each once: the library's errors say theirs already.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
+        true => cause,
+        false if text.ends_with(&cause) => text,
+        false => format!("{text}: {cause}"),
+    })
+}
+
+/// A line on standard output, for scripts: `println!` would panic where the output is full, or closed.
+pub(crate) fn say(line: impl Display) -> anyhow::Result<()> {
+    writeln!(stdout(), "{line}").context("standard output cannot be written to")
+}
+
+/// A line on standard error, for people. Where nobody can read it there is nobody to tell.
+pub(crate) fn complain(line: impl Display) {
+    let _ = writeln!(stderr(), "{line}");
 }

@@ -2,7 +2,7 @@
 
 use crate::generate::dtype_name;
 use crate::model::model_folder;
-use crate::outcome::ModelError;
+use crate::outcome::{ModelError, say};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ impl Trace {
             traced = traced.freeze()?;
         }
         traced.save(&self.output)?;
-        println!("{}", self.output.display());
+        say(self.output.display())?;
         Ok(())
     }
 

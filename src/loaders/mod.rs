@@ -10,6 +10,6 @@ mod tensor_bytes;
 
 pub use checkpoint::{Checkpoint, CheckpointReport, KeyMap};
 pub use hub::HubOptions;
-pub use options::LoadOptions;
+pub use options::{LoadOptions, parse_shard_index};
 pub use safetensors_header::{SafetensorsHeader, TensorEntry};
 pub use save::{SaveOptions, StateDict, parse_size};

@@ -1,7 +1,9 @@
 //! What `from_pretrained` may be told.
 
 use super::hub::HubOptions;
+use crate::configuration_utils::{parse_json, read_json};
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -70,29 +72,46 @@ impl LoadOptions {
 
 /// The files that the index of a sharded checkpoint names.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let Index { weight_map } = crate::configuration_utils::read_json(index)?;
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let names = shard_names(index, read_json(index)?)?;
+    names.iter().map(|(name, key)| shard(index, folder, name, key)).collect()
+}
+
+/// What is read of the index of a sharded checkpoint.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The shards that the index of a sharded checkpoint names, each once and sorted, with a key that is said to be in it. The
+/// index is in memory; errors name it as the file at `path`.
+///
+/// # Errors
+/// [`Error::Config`] if it is no such index, or names a file outside of its folder.
+pub fn parse_shard_index(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, String)>> {
+    shard_names(path, parse_json(path, bytes)?)
+}
+
+fn shard_names(path: &Path, Index { weight_map }: Index) -> Result<Vec<(String, String)>> {
     let mut names: Vec<_> = weight_map.into_iter().map(|(key, name)| (name, key)).collect();
     names.sort();
     names.dedup_by(|(name, _), (other, _)| name == other);
     if names.is_empty() {
-        return Err(Error::Config(format!("{}: `weight_map` names no file", index.display())));
+        return Err(Error::Config(format!("{}: `weight_map` names no file", path.display())));
     }
-    let folder = index.parent().unwrap_or(Path::new(""));
-    names.iter().map(|(name, key)| shard(index, folder, name, key)).collect()
+    for (name, key) in &names {
+        let mut parts = Path::new(name).components();
+        let inside = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        if !inside || name.ends_with('/') {
+            let text = format!("{}: shard `{name}` of `{key}` lies outside the folder", path.display());
+            return Err(Error::Config(text));
+        }
+    }
+    Ok(names)
 }
 
 /// The file `name` beside the index, which is said to hold `key`.
 fn shard(index: &Path, folder: &Path, name: &str, key: &str) -> Result<PathBuf> {
-    let mut parts = Path::new(name).components();
-    let inside = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-    if !inside || name.ends_with('/') {
-        let text = format!("{}: shard `{name}` of `{key}` lies outside the folder", index.display());
-        return Err(Error::Config(text));
-    }
     let path = folder.join(name);
     if path.is_file() {
         return Ok(path);

@@ -67,8 +67,16 @@ impl SafetensorsHeader {
         if !described.is_file() {
             return Err(invalid("it is no file".into()));
         }
-        let size = described.len();
         let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+        Self::parse(path, &mut file, described.len())
+    }
+
+    /// As [`SafetensorsHeader::read`], of a file that is open, or in memory, and has `size` bytes; errors name it as `path`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse(path: &Path, file: &mut impl Read, size: u64) -> Result<Self> {
+        let invalid = |why: String| Error::Config(format!("{}: not a safetensors file: {why}", path.display()));
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(|_| invalid("it is shorter than 8 bytes".into()))?;
         let length = u64::from_le_bytes(length);

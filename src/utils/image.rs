@@ -2,12 +2,16 @@
 
 use crate::error::{Error, Result};
 use image::{ColorType, DynamicImage};
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Error as IoError, Write};
+use std::io::{BufRead, BufReader, BufWriter, Error as IoError, Seek, Write};
 use std::path::Path;
 
 /// The longest keyword that PNG knows, in bytes.
 const LONGEST_KEYWORD: usize = 79;
+
+/// How long the packed texts of a PNG may be together once they are unpacked, in bytes.
+const LONGEST_TEXT: usize = 1 << 24;
 
 /// Writes `image`, 8-bit colour or grey, to `path`, with `texts` as the file's text chunks: keyword and value, such as
 /// `prompt` and `a cat`.
@@ -32,15 +36,36 @@ pub fn write_png<T: AsRef<str>>(path: &Path, image: &DynamicImage, texts: &[(T, 
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, or is no PNG.
 pub fn read_png_text(path: &Path) -> Result<Vec<(String, String)>> {
-    let failed = |error: png::DecodingError| Error::Io { path: path.into(), source: IoError::other(error) };
     let file = File::open(path).map_err(Error::io(path))?;
-    let mut reader = png::Decoder::new(BufReader::new(file)).read_info().map_err(failed)?;
+    parse_png_text(path, BufReader::new(file))
+}
+
+/// As [`read_png_text`], of a file that is open, or in memory; errors name it as `path`.
+///
+/// # Errors
+/// [`Error::Io`] if it is no PNG.
+pub fn parse_png_text(path: &Path, file: impl BufRead + Seek) -> Result<Vec<(String, String)>> {
+    let failed = |error: png::DecodingError| Error::Io { path: path.into(), source: IoError::other(error) };
+    let mut reader = png::Decoder::new(file).read_info().map_err(failed)?;
     // Texts may follow the pixels.
     reader.finish().map_err(failed)?;
     let info = reader.info();
     let latin1 = info.uncompressed_latin1_text.iter().map(|chunk| Ok((chunk.keyword.clone(), chunk.text.clone())));
-    let compressed = info.compressed_latin1_text.iter().map(|chunk| Ok((chunk.keyword.clone(), chunk.get_text()?)));
-    let utf8 = info.utf8_text.iter().map(|chunk| Ok((chunk.keyword.clone(), chunk.get_text()?)));
+    // A chunk of a few kilobytes can stand for gigabytes: what is longer than the limit is refused while it is unpacked.
+    let room = Cell::new(LONGEST_TEXT);
+    let unpacked = |keyword: &str, text: Result<String, png::DecodingError>| {
+        let text = text?;
+        room.set(room.get().saturating_sub(text.len()));
+        Ok((keyword.to_string(), text))
+    };
+    let compressed = info.compressed_latin1_text.iter().map(|chunk| {
+        let mut chunk = chunk.clone();
+        unpacked(&chunk.keyword.clone(), chunk.decompress_text_with_limit(room.get()).and_then(|()| chunk.get_text()))
+    });
+    let utf8 = info.utf8_text.iter().map(|chunk| {
+        let mut chunk = chunk.clone();
+        unpacked(&chunk.keyword.clone(), chunk.decompress_text_with_limit(room.get()).and_then(|()| chunk.get_text()))
+    });
     latin1.chain(compressed).chain(utf8).collect::<Result<_, png::DecodingError>>().map_err(failed)
 }
 

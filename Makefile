@@ -10,6 +10,8 @@
 # make bench-memory  peak memory and time of each technique that saves memory, side by side with diffusers
 # make bench-python  the Python package side by side with diffusers
 # make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests and the benchmark there
+# make fuzz        a million inputs to each reader of files; needs cargo-fuzz (docs/reliability.md)
+# make soak        a thousand generations, and whether the memory that they take stays flat
 # make lint        formatting, clippy, rustdoc
 
 PROMPT ?= a yellow star on a blue background
@@ -18,7 +20,7 @@ PYTHON_ENV := .venv/bin/python
 BINARY := target/release/tch-diffusers
 
 .PHONY: demo build wheel install-wheel upstream test fixtures parity judge bench bench-speed bench-gpu bench-memory \
-	bench-python gpu-bundle lint libtorch python clean
+	bench-python gpu-bundle fuzz soak lint libtorch python clean
 
 demo: build
 	@$(BINARY) generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png
@@ -92,6 +94,12 @@ bench-python: install-wheel
 
 gpu-bundle: build fixtures wheel
 	@scripts/gpu_bundle.sh
+
+fuzz: libtorch
+	scripts/fuzz.sh
+
+soak: libtorch
+	cargo run --release --example soak
 
 lint: libtorch
 	cargo fmt --all --check

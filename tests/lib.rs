@@ -3,11 +3,15 @@
 //! `parity` compares with what diffusers computes; `make fixtures` has diffusers write that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may panic as tests do")]
 
+mod bad_arguments;
 mod bad_files;
 mod cli;
+mod cli_faults;
 mod cli_models;
+mod faults;
 mod floors;
 mod from_pictures;
+mod fuzzed;
 mod gpu;
 mod hub;
 mod loading;
@@ -17,6 +21,8 @@ mod offloading;
 mod parity;
 mod prepack;
 mod schedulers;
+mod sharing;
+mod soak;
 mod stable_diffusion;
 mod streams;
 mod support;

@@ -223,7 +223,7 @@ fn more_layers_than_there_are_cannot_be_skipped() {
     let ids = Tensor::zeros([1, 3], (Kind::Int64, tch::Device::Cpu));
     assert!(small().clip_skip(&ids, None, 1).is_ok());
     let error = small().clip_skip(&ids, None, 2).unwrap_err();
-    assert_eq!(error.to_string(), "2 layers cannot be skipped: the text encoder has 1");
+    assert_eq!(error.to_string(), "`clip_skip` is 2, and the text encoder has 1 layers to skip from");
 }
 
 #[test]

@@ -155,6 +155,11 @@ macro_rules! model_class {
                 self.0.node()
             }
 
+            /// A second model over the same weights, for another thread.
+            fn share(&self, py: Python<'_>) -> PyResult<Self> {
+                py.detach(|| self.0.lock().share()).or_raise().map(Turns::new).map(Self)
+            }
+
             /// Writes the model to a folder, so that diffusers reads it back.
             #[pyo3(signature = (folder, max_shard_size=None, variant=None))]
             fn save(

@@ -301,6 +301,14 @@ class ModelMixin(Module, ConfigMixin):
         config: Any = module.config
         return cls.from_config(config if isinstance(config, dict) else config.to_dict(), module.state_dict())
 
+    def share(self: Self) -> Self:
+        """A second model over the same weights, for another thread; nothing is copied.
+
+        What is switched on here (slicing, tiling, a choice of kernels) is switched on there too; from then on each model has
+        its own. Hooks, as of offloading and layerwise casting, lend their weights to one model: with them it is refused.
+        """
+        return type(self)(self._core.share(), dict(self.config))
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],

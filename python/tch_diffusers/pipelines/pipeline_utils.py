@@ -114,6 +114,28 @@ class DiffusionPipeline(ConfigMixin):
             made.to(dtype)
         return made
 
+    def share(self: Self) -> Self:
+        """A second pipeline over the same weights, for another thread: a pipeline draws one picture at a time.
+
+        No weight is copied. The scheduler is a new one, configured as this one's is now. Components that are no models of this
+        library, and tokenizers, are the very same objects. With offloading or layerwise casting it is refused: share first,
+        and switch on in each.
+        """
+        components = {}
+        for name, part in self.components.items():
+            if isinstance(part, ModelMixin):
+                part = part.share()
+            elif name == "scheduler":
+                part = type(part).from_config(part.config)
+            components[name] = part
+        second = type(self)(**components)
+        # As it is here: a scheduler that was put in later was not brought up to date.
+        second.scheduler = components["scheduler"]
+        for name in ("_unet_config", "_progress_bar_config"):
+            if name in self.__dict__:
+                second.__dict__[name] = self.__dict__[name]
+        return second
+
     @classmethod
     def _load(
         cls,

@@ -15,6 +15,7 @@ from tch_diffusers.pipelines.stable_diffusion_base import (
     Callbacks,
     StableDiffusionBase,
     StableDiffusionPipelineOutput,
+    check_numbers,
     refuse_ip_adapters,
     retrieve_timesteps,
 )
@@ -47,8 +48,7 @@ class StableDiffusionPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> None:
         """Refuses arguments that do not go together."""
-        if height % 8 != 0 or width % 8 != 0 or height <= 0 or width <= 0:
-            raise ValueError(f"`height` and `width` have to be divisible by 8, but are {height} and {width}")
+        self._check_size(height, width)
         seen = callback_on_step_end_tensor_inputs
         self._check_prompts(prompt, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds, seen)
 
@@ -68,6 +68,7 @@ class StableDiffusionPipeline(StableDiffusionBase):
         shape = (batch_size, num_channels_latents, height // factor, width // factor)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch_size}: give one, or one per image")
+        self._check_latents(latents, shape)
         latents = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device)
         scaled: torch.Tensor = latents * self.scheduler.init_noise_sigma
         return scaled
@@ -108,8 +109,10 @@ class StableDiffusionPipeline(StableDiffusionBase):
         """
         refuse_ip_adapters(ip_adapter_image, ip_adapter_image_embeds)
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
-        output_type, images = output_type or "pil", num_images_per_prompt or 1
+        output_type, images = output_type or "pil", 1 if num_images_per_prompt is None else num_images_per_prompt
         check_output_type(output_type)
+        numbers = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale, "eta": eta}
+        check_numbers(images, num_inference_steps, timesteps, sigmas, **numbers)
         height, width = self._size(height, width)
         self.check_inputs(
             prompt, height, width, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds, callbacks.seen

@@ -7,6 +7,7 @@ can be called may take a component's place, and between two steps Python sees si
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -315,12 +316,35 @@ class StableDiffusionBase(DiffusionPipeline):
             raise ValueError("give either `prompt` or `prompt_embeds`")
         if prompt is not None and not isinstance(prompt, (str, list)):
             raise ValueError(f"`prompt` is a text or a list of texts, not a {type(prompt).__name__}")
+        if isinstance(prompt, list) and not prompt:
+            raise ValueError("there is no prompt: `prompt` is an empty list")
+        if prompt_embeds is not None and prompt_embeds.ndim != 3:
+            shape = tuple(prompt_embeds.shape)
+            raise ValueError(f"`prompt_embeds` is [batch, tokens, hidden_size], got {shape}")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("give either `negative_prompt` or `negative_prompt_embeds`, not both")
         if prompt_embeds is not None and negative_prompt_embeds is not None:
             shape, negative_shape = tuple(prompt_embeds.shape), tuple(negative_prompt_embeds.shape)
             if shape != negative_shape:
                 raise ValueError(f"`prompt_embeds` is {shape}, but `negative_prompt_embeds` is {negative_shape}")
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Refuses sizes that the VAE does not divide."""
+        # Differs from diffusers: there, 8 is enough for a VAE of more, whose pictures are smaller than asked for then.
+        multiple = max(8, self.vae_scale_factor)
+        if height <= 0 or width <= 0 or height % multiple != 0 or width % multiple != 0:
+            raise ValueError(
+                f"`height` and `width` have to be above 0 and divisible by {multiple}, but are {height} and {width}"
+            )
+
+    @staticmethod
+    def _check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+        """Refuses latents of another shape than the noise whose place they take."""
+        # Differs from diffusers: there, latents of another height or width are drawn in their own.
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` has to be {shape}, but is {tuple(latents.shape)}")
+        if latents is not None and not latents.is_floating_point():
+            raise ValueError(f"`latents` has to be of a floating-point dtype, but is {latents.dtype}")
 
     def _begin(
         self,
@@ -516,6 +540,18 @@ def retrieve_latents(encoder_output: Any, generator: Generators = None) -> torch
     if hasattr(encoder_output, "latent_dist"):
         return encoder_output.latent_dist.sample(generator)  # type: ignore[no-any-return]
     return encoder_output.latents  # type: ignore[no-any-return]
+
+
+def check_numbers(images: int, num_inference_steps: int, timesteps: Any, sigmas: Any, **numbers: float) -> None:
+    """Refuses numbers with which every pixel would be NaN, and a run of no pictures or no steps."""
+    # Differs from diffusers: there, the picture is black then.
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"`{name}` has to be a finite number, but is {number}")
+    if images < 1:
+        raise ValueError(f"`num_images_per_prompt` has to be at least 1, but is {images}")
+    if timesteps is None and sigmas is None and num_inference_steps < 1:
+        raise ValueError(f"`num_inference_steps` has to be at least 1, but is {num_inference_steps}")
 
 
 def check_strength(strength: float) -> None:

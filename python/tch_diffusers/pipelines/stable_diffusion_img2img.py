@@ -14,6 +14,7 @@ from tch_diffusers.image_processor import check_output_type
 from tch_diffusers.pipelines.stable_diffusion_base import (
     Callbacks,
     StableDiffusionBase,
+    check_numbers,
     check_strength,
     refuse_ip_adapters,
     retrieve_timesteps,
@@ -117,8 +118,11 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
         gives the same pictures as in diffusers, and stands where it stands there afterwards.
         """
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
-        output_type, images = output_type or "pil", num_images_per_prompt or 1
+        output_type, images = output_type or "pil", 1 if num_images_per_prompt is None else num_images_per_prompt
         check_output_type(output_type)
+        guidance_scale = 7.5 if guidance_scale is None else guidance_scale
+        count, eta = 50 if num_inference_steps is None else num_inference_steps, eta or 0.0
+        check_numbers(images, count, timesteps, sigmas, guidance_scale=guidance_scale, eta=eta)
         self.check_inputs(
             prompt,
             strength,
@@ -132,14 +136,14 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
         )
         pixels = self.image_processor.preprocess(image)
         self._check_channels(image, pixels)
-        self._begin(7.5 if guidance_scale is None else guidance_scale, clip_skip, cross_attention_kwargs)
+        self._begin(guidance_scale, clip_skip, cross_attention_kwargs)
         device, guides = self._execution_device, self.do_classifier_free_guidance
         embeds, negative = self._embeds(prompt, images, negative_prompt, prompt_embeds, negative_prompt_embeds)
         batch = embeds.shape[0] // 2 if guides else embeds.shape[0]
-        steps = retrieve_timesteps(self.scheduler, num_inference_steps or 50, device, timesteps, sigmas)
-        laid_out = len(steps) if timesteps is not None or sigmas is not None else num_inference_steps or 50
+        steps = retrieve_timesteps(self.scheduler, count, device, timesteps, sigmas)
+        laid_out = len(steps) if timesteps is not None or sigmas is not None else count
         steps, left = self.get_timesteps(laid_out, strength, device)
         latents = self.prepare_latents(pixels, steps[:1].repeat(batch), batch, 1, embeds.dtype, device, generator)
         tensors = {"latents": latents, "prompt_embeds": embeds, "negative_prompt_embeds": negative}
-        latents = self._denoise(tensors, steps, left, generator, eta or 0.0, callbacks)
+        latents = self._denoise(tensors, steps, left, generator, eta, callbacks)
         return self._finish(self._pictures(latents, output_type), return_dict)

@@ -14,6 +14,7 @@ from tch_diffusers.image_processor import VaeImageProcessor, check_output_type
 from tch_diffusers.pipelines.stable_diffusion_base import (
     Callbacks,
     StableDiffusionBase,
+    check_numbers,
     check_strength,
     refuse_ip_adapters,
     retrieve_timesteps,
@@ -69,8 +70,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         """Refuses arguments that do not go together."""
         refuse_ip_adapters(ip_adapter_image, ip_adapter_image_embeds)
         check_strength(strength)
-        if height % self.vae_scale_factor != 0 or width % self.vae_scale_factor != 0 or height <= 0 or width <= 0:
-            raise ValueError(f"`height` and `width` have to be divisible by 8, but are {height} and {width}")
+        self._check_size(height, width)
         seen = callback_on_step_end_tensor_inputs
         self._check_prompts(prompt, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds, seen)
         if padding_mask_crop is None:
@@ -106,6 +106,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         shape = (batch_size, num_channels_latents, height // factor, width // factor)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators were given for a batch of {batch_size}: give one, or one per image")
+        self._check_latents(latents, shape)
         image_latents = None
         if return_image_latents or (latents is None and not is_strength_max):
             if image is None or timestep is None:
@@ -192,8 +193,9 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         pictures as in diffusers, and stands where it stands there afterwards.
         """
         callbacks = Callbacks.of(callback_on_step_end, callback_on_step_end_tensor_inputs, callback, callback_steps)
-        output_type, images = output_type or "pil", num_images_per_prompt or 1
+        output_type, images = output_type or "pil", 1 if num_images_per_prompt is None else num_images_per_prompt
         check_output_type(output_type)
+        check_numbers(images, num_inference_steps, timesteps, sigmas, guidance_scale=guidance_scale, eta=eta)
         height, width = self._size(height, width)
         self.check_inputs(
             prompt,

@@ -121,16 +121,12 @@ class DiffusionPipeline(ConfigMixin):
         library, and tokenizers, are the very same objects. With offloading or layerwise casting it is refused: share first,
         and switch on in each.
         """
-        components = {}
-        for name, part in self.components.items():
-            if isinstance(part, ModelMixin):
-                part = part.share()
-            elif name == "scheduler":
-                part = type(part).from_config(part.config)
-            components[name] = part
-        second = type(self)(**components)
-        # As it is here: a scheduler that was put in later was not brought up to date.
-        second.scheduler = components["scheduler"]
+        components = self.components
+        scheduler = components.pop("scheduler")
+        parts = {name: part.share() if isinstance(part, ModelMixin) else part for name, part in components.items()}
+        second = type(self)(**parts, scheduler=type(scheduler).from_config(scheduler.config))
+        # As it is here: one that was put in later was not brought up to date, as the constructor does with its own.
+        second.scheduler = type(scheduler).from_config(scheduler.config)
         for name in ("_unet_config", "_progress_bar_config"):
             if name in self.__dict__:
                 second.__dict__[name] = self.__dict__[name]

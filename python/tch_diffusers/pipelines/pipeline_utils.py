@@ -238,7 +238,8 @@ class DiffusionPipeline(ConfigMixin):
             index[name] = [library, type(part).__name__]
             if isinstance(part, torch.nn.Module):
                 sized = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-                part.save_pretrained(folder / name, variant=variant, **sized)
+                saved: Any = part
+                saved.save_pretrained(folder / name, variant=variant, **sized)
             else:
                 part.save_pretrained(folder / name)
         text = json.dumps(dict(sorted({**self._saved_options(), **index}.items())), indent=2)

@@ -20,6 +20,7 @@ mod shards;
 mod single_file;
 mod streams;
 mod t5;
+mod t5_tokenizer;
 mod tracing;
 mod unet;
 mod unet_config;

@@ -3,9 +3,9 @@
 use super::{
     DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler,
-    KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler,
-    Scheduler, SchedulerMixin, UniPCMultistepScheduler, load_scheduler_config,
+    FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler,
+    LCMScheduler, LMSDiscreteScheduler, PNDMScheduler, Scheduler, SchedulerMixin, UniPCMultistepScheduler,
+    load_scheduler_config,
 };
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};

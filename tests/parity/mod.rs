@@ -5,6 +5,7 @@ mod clip_text_model;
 mod clip_tokenizer;
 mod flow_match;
 mod flux;
+mod flux_pipeline;
 mod fused;
 mod image_processor;
 mod images;

@@ -24,7 +24,8 @@ fn check(bytes: &[u8]) -> Option<()> {
         return None;
     }
     let texts = std::str::from_utf8(texts).ok()?;
-    let units: Vec<u32> = trie.chunks_exact(4).map(|unit| u32::from_le_bytes([unit[0], unit[1], unit[2], unit[3]])).collect();
+    let units: Vec<u32> =
+        trie.chunks_exact(4).map(|unit| u32::from_le_bytes([unit[0], unit[1], unit[2], unit[3]])).collect();
     let base = |place: usize, unit: u32| place ^ (((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize);
     let mut seen = vec![false; units.len()];
     let mut open = vec![base(0, *units.first()?)];

@@ -143,7 +143,8 @@ impl SpecialTokens {
 
     /// The text of the token that has `role`, such as `eos_token`.
     pub(super) fn role(&self, role: &str) -> Result<String> {
-        let special = self.names.iter().zip(&self.roles).find(|(name, _)| **name == role).and_then(|(_, it)| it.as_ref());
+        let special =
+            self.names.iter().zip(&self.roles).find(|(name, _)| **name == role).and_then(|(_, it)| it.as_ref());
         special.map(|it| it.text().to_string()).ok_or_else(|| Error::Tokenizer(format!("`{role}` is null")))
     }
 

@@ -92,7 +92,8 @@ fn parse_piece(bytes: &[u8]) -> Result<Piece> {
     for field in Fields(bytes) {
         match field? {
             (1, Value::Bytes(text)) => {
-                let text = std::str::from_utf8(text).map_err(|error| broken(&format!("a piece is no text: {error}")))?;
+                let text =
+                    std::str::from_utf8(text).map_err(|error| broken(&format!("a piece is no text: {error}")))?;
                 piece.text = text.into();
             }
             (2, Value::Fixed32(bits)) => piece.score = f32::from_bits(bits),

@@ -7,6 +7,7 @@ mod bad_files;
 mod cli;
 mod cli_models;
 mod floors;
+mod flux;
 mod from_pictures;
 mod gpu;
 mod hub;

@@ -30,7 +30,10 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
-    use super::models::{AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, UNet2DConditionModel};
+    use super::models::{
+        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, FluxTransformer2DModel, T5EncoderModel,
+        UNet2DConditionModel,
+    };
     #[pymodule_export]
     use super::node::Node;
     #[pymodule_export]
@@ -38,5 +41,5 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]
-    use super::tokenizer::CLIPTokenizer;
+    use super::tokenizer::{CLIPTokenizer, T5Tokenizer};
 }

@@ -3,6 +3,7 @@
 mod allocator;
 mod convert;
 mod env;
+mod flux;
 mod generate;
 mod inspect;
 mod interrupt;

@@ -8,6 +8,7 @@ mod save;
 pub mod single_file;
 mod tensor_bytes;
 
+pub(crate) use checkpoint::is_below;
 pub use checkpoint::{Checkpoint, CheckpointReport, KeyMap};
 pub use hub::HubOptions;
 pub use options::LoadOptions;

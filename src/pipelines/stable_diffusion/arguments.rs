@@ -2,13 +2,13 @@
 
 use super::StableDiffusionPipeline;
 use super::denoise::Callback;
-use super::pipeline_stable_diffusion::repeat_for_images;
 use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
 use crate::image_processor::OutputType;
 use crate::pipelines::Prompt;
+use crate::pipelines::generators::Generators;
+use crate::pipelines::pipeline_utils::repeat_for_images;
 use crate::schedulers::{Scheduler, Timesteps};
-use crate::torch::Generator;
 use tch::Tensor;
 
 /// What a call is told.
@@ -31,15 +31,6 @@ pub struct Arguments<'a> {
     pub(super) clip_skip: Option<usize>,
     pub(super) output_type: OutputType,
     pub(super) callback: Option<Callback<'a>>,
-}
-
-/// Where a call's noise comes from.
-#[derive(Default)]
-pub(super) enum Generators<'a> {
-    #[default]
-    Global,
-    Seed(u64),
-    Given(&'a mut [Generator]),
 }
 
 impl Arguments<'_> {

@@ -11,6 +11,7 @@ mod from_pictures;
 mod gpu;
 mod hub;
 mod loading;
+mod lora;
 mod memory_combinations;
 mod memory_ledger;
 mod offloading;

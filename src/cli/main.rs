@@ -6,6 +6,7 @@ mod env;
 mod generate;
 mod inspect;
 mod interrupt;
+mod lora;
 mod memory;
 mod model;
 mod offload;

@@ -1,5 +1,6 @@
 //! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
 
+use crate::lora::Loras;
 use crate::memory::Memory;
 use crate::source::Source;
 use crate::speed::Speed;
@@ -35,6 +36,8 @@ pub(crate) struct Parameters {
     #[serde(default)]
     pub(crate) source: Source,
     #[serde(default)]
+    pub(crate) loras: Loras,
+    #[serde(default)]
     pub(crate) memory: Memory,
     #[serde(default)]
     pub(crate) speed: Speed,
@@ -61,6 +64,7 @@ impl Default for Parameters {
             device: "cpu".into(),
             variant: None,
             source: Source::default(),
+            loras: Loras::default(),
             memory: Memory::default(),
             speed: Speed::default(),
         }

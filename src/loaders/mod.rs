@@ -2,6 +2,7 @@
 
 mod checkpoint;
 pub mod hub;
+pub mod lora;
 mod options;
 mod safetensors_header;
 mod save;
@@ -10,6 +11,7 @@ mod tensor_bytes;
 
 pub use checkpoint::{Checkpoint, CheckpointReport, KeyMap};
 pub use hub::HubOptions;
+pub use lora::{LoraOptions, LoraStateDict};
 pub use options::LoadOptions;
 pub use safetensors_header::{SafetensorsHeader, TensorEntry};
 pub use save::{SaveOptions, StateDict, parse_size};

@@ -2,6 +2,7 @@
 
 use super::StableDiffusionPipeline;
 use super::denoise::Callback;
+use super::lora::CrossAttentionKwargs;
 use super::pipeline_stable_diffusion::repeat_for_images;
 use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
@@ -29,6 +30,7 @@ pub struct Arguments<'a> {
     pub(super) generators: Generators<'a>,
     pub(super) latents: Option<Tensor>,
     pub(super) clip_skip: Option<usize>,
+    pub(super) cross_attention_kwargs: CrossAttentionKwargs,
     pub(super) output_type: OutputType,
     pub(super) callback: Option<Callback<'a>>,
 }
@@ -61,6 +63,7 @@ impl Arguments<'_> {
             generators: Generators::Global,
             latents: None,
             clip_skip: None,
+            cross_attention_kwargs: CrossAttentionKwargs::default(),
             output_type: OutputType::Image,
             callback: None,
         }

@@ -3,12 +3,14 @@
 use super::StableDiffusionPipeline;
 use super::arguments::{Arguments, Generators};
 use super::denoise::{Denoise, StepEnd};
+use super::lora::CrossAttentionKwargs;
 use super::memory_estimate::{Plan, Without};
 use super::memory_report::Watch;
 use super::task::{Setting, TakesSize, Task, TextToImage, begin};
 use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
+use crate::nn::LoraScale;
 use crate::pipelines::Prompt;
 use crate::torch::Generator;
 use tch::Tensor;
@@ -113,6 +115,12 @@ impl<'a, T> StableDiffusionCall<'a, T> {
         self
     }
 
+    /// What attention is told: the scale of LoRAs in this call.
+    pub fn cross_attention_kwargs(mut self, cross_attention_kwargs: CrossAttentionKwargs) -> Self {
+        self.arguments.cross_attention_kwargs = cross_attention_kwargs;
+        self
+    }
+
     /// What comes out; 8-bit pictures by default.
     pub fn output_type(mut self, output_type: OutputType) -> Self {
         self.arguments.output_type = output_type;
@@ -163,6 +171,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     /// pipeline can be called again afterwards.
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
+        let _scale = LoraScale::new(self.arguments.cross_attention_kwargs.scale);
         let mut watch = Watch::start(self.pipe.device(), T::ENCODES_IMAGE);
         let output = self.draw(&mut watch);
         self.pipe.last_call = watch.finish(output.is_err());
@@ -185,6 +194,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     fn check(&self) -> Result<(i64, i64)> {
         let (height, width) = self.task.size(self.pipe, &self.arguments)?;
         self.arguments.check(height, width)?;
+        self.arguments.cross_attention_kwargs.check(self.pipe)?;
         self.task.check(self.pipe, &self.arguments)?;
         Ok((height, width))
     }

@@ -3,6 +3,7 @@
 use super::StableDiffusionPipeline;
 use crate::error::Result;
 use crate::hooks::restore_weights;
+use crate::loaders::lora::peft::{unfuse_lora, unload_lora};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{
     set_attention_backend, set_fused_projections, set_use_memory_efficient_attention,
@@ -11,8 +12,9 @@ use crate::nn::{Module, set_use_winograd, set_weights_prepack};
 
 impl StableDiffusionPipeline {
     /// Switches every technique off, offloading, casting, slicing, tiling, memory formats, fused projections, packed
-    /// weights, another way of convolution and the choice of an attention backend, and gives the models back as they were
-    /// loaded: see [`restore_weights`]. The device and the dtype stay, and so do parts that were passed in.
+    /// weights, LoRAs, another way of convolution and the choice of an attention backend, and gives the models back as they
+    /// were loaded: see [`restore_weights`]. The device and the dtype stay, and so do parts that were passed in, and LoRAs
+    /// that were unloaded while they were fused.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where weights have no room; what was switched off so far stays
@@ -33,6 +35,8 @@ impl StableDiffusionPipeline {
             set_weights_prepack(node, false);
             set_attention_backend(node, AttentionBackend::default());
             set_use_memory_efficient_attention(node, false);
+            unfuse_lora(node).map_err(|error| error.within(name))?;
+            unload_lora(node);
             restore_weights(node).map_err(|error| error.within(name))?;
         }
         Ok(())

@@ -340,7 +340,8 @@ fn names_weights_and_components_are_checked() {
     argument(pipe.delete_adapters(&["default_0"]), "is fused");
     pipe.disable_lora().unwrap();
     assert_eq!(pipe.num_fused_loras(), 0);
-    argument(pipe.fuse_lora(&FuseLora::default()), "call enable_lora first");
+    let error = pipe.fuse_lora(&FuseLora::default()).unwrap_err();
+    assert!(matches!(error.kind(), Error::Argument(_)) && error.to_string().contains("call enable_lora first"), "{error}");
     assert!(equal(&draw(&mut pipe), &draw(&mut pipeline(Kind::Float))));
 }
 

@@ -302,6 +302,12 @@ thread_local! {
     static LORA_SCALE: Cell<f64> = const { Cell::new(1.0) };
 }
 
+/// Sets what the weights of all adapters are multiplied by in the forwards of this thread, and gives what it was before: a
+/// [`LoraScale`] for those who cannot keep one.
+pub fn replace_lora_scale(scale: f64) -> f64 {
+    LORA_SCALE.replace(scale)
+}
+
 /// While it lives, the weights of all adapters are multiplied in the forwards of this thread.
 #[derive(Debug)]
 #[must_use = "the scale lasts as long as this does"]
@@ -315,12 +321,12 @@ impl LoraScale {
     // Differs from diffusers: there, the adapters' own weights are multiplied, and divided again after the forward, which
     // is not exact, and forgets the weights of `set_adapters` at a scale of 0.
     pub fn new(scale: f64) -> Self {
-        Self { before: LORA_SCALE.replace(scale), of_this_thread: PhantomData }
+        Self { before: replace_lora_scale(scale), of_this_thread: PhantomData }
     }
 }
 
 impl Drop for LoraScale {
     fn drop(&mut self) {
-        LORA_SCALE.set(self.before);
+        replace_lora_scale(self.before);
     }
 }

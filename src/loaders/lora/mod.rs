@@ -5,6 +5,18 @@
 //!
 //! A [`LoraStateDict`] is a file, in whichever layout it came; the functions of [`peft`] add its parts to any model whose
 //! layers are [`Linear`](crate::nn::Linear) and [`Conv2d`](crate::nn::Conv2d).
+//!
+//! What goes with what:
+//!
+//! | technique | adapters beside the weights | fusing and unfusing |
+//! |---|---|---|
+//! | float16, bfloat16, `to(dtype)`, `to(device)`, channels_last | follow the weights | yes |
+//! | model, sequential and group offloading | wait on the CPU, and come for each forward of their layer | refused |
+//! | layerwise casting | stay in the dtype that is computed in | refused while it is on |
+//! | `fuse_qkv_projections` | each projection does its own work while it has adapters | yes |
+//! | `enable_weights_prepack`, `enable_winograd` | the layer's own work is done so, the adapters' is not | yes |
+//! | tracing | refused: fuse and unload first | what is fused is traced |
+//! | a traced UNet or text encoder | refused | refused |
 
 mod alphas;
 mod keys;

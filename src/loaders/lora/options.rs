@@ -87,8 +87,11 @@ impl LoraOptions {
         Ok(folder.join(best_guess(&folder, &names)?))
     }
 
-    /// The path of the file among those of a repository.
-    fn choose(&self, repository: &Path, files: &[String]) -> Result<String> {
+    /// The path of the file among those of a repository, which are sorted.
+    ///
+    /// # Errors
+    /// As [`LoraOptions::file`].
+    pub fn choose(&self, repository: &Path, files: &[String]) -> Result<String> {
         let prefix = self.subfolder.as_ref().map_or_else(String::new, |inner| format!("{}/", inner.trim_matches('/')));
         if let Some(name) = &self.weight_name {
             return Ok(prefix + name);

@@ -133,7 +133,7 @@ impl Plan<'_> {
         mismatches: &mut Vec<String>,
     ) -> Result<()> {
         let own = up.size().get(1).copied().unwrap_or_default();
-        let rank = self.alphas.rank(module).unwrap_or(own).max(1);
+        let rank = self.alphas.rank(node.path()).unwrap_or(own).max(1);
         let Some([down_shape, up_shape]) = lora_shapes(node, rank) else {
             let (path, class) = (node.path(), node.class());
             let file = self.lora.file().display();
@@ -158,7 +158,7 @@ impl Plan<'_> {
     fn addition(&self, node: Node, module: &str, layer: &Layer, [down, up]: [&Tensor; 2]) -> Result<Addition> {
         let (device, kind) = (node.device(), lora_dtype(&node, self.model));
         let rank = up.size().get(1).copied().unwrap_or(1);
-        let alpha = self.alphas.of(module, rank);
+        let alpha = self.alphas.of(node.path(), rank);
         if let Some(own) = self.part.own_alpha(module).filter(|own| *own != alpha) {
             tracing::warn!(
                 "{}: `{module}` counts with the most common alpha, {alpha}, and not with its own, {own}, as in diffusers",

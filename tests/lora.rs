@@ -127,7 +127,10 @@ fn offloading_changes_no_bit() {
         before.load_lora_weights(file("peft_conv"), &LoraOptions::default()).unwrap();
         assert!(equal(&draw(&mut before), &expected));
         let error = before.fuse_lora(&FuseLora::default()).unwrap_err();
-        assert!(matches!(error.kind(), Error::Argument(_)) && error.to_string().contains("offloading is on"), "{error}");
+        assert!(
+            matches!(error.kind(), Error::Argument(_)) && error.to_string().contains("offloading is on"),
+            "{error}"
+        );
         before.remove_all_hooks().unwrap();
         assert!(equal(&draw(&mut before), &expected));
         before.unload_lora_weights();
@@ -183,11 +186,13 @@ fn the_scale_of_a_call_ends_with_it_even_where_the_call_fails() {
     let mut pipe = with_lora(Kind::Float);
     let expected = draw(&mut pipe);
     let half = CrossAttentionKwargs { scale: 0.0 };
-    let call = pipe.call("a red circle").num_inference_steps(2).height(32).width(32).seed(1).cross_attention_kwargs(half);
+    let call =
+        pipe.call("a red circle").num_inference_steps(2).height(32).width(32).seed(1).cross_attention_kwargs(half);
     let failing = call.callback_on_step_end(|_| Err(Error::Argument("enough".into()))).run();
     assert!(failing.is_err());
     assert!(equal(&draw(&mut pipe), &expected));
-    let call = pipe.call("a red circle").num_inference_steps(2).height(32).width(32).seed(1).cross_attention_kwargs(half);
+    let call =
+        pipe.call("a red circle").num_inference_steps(2).height(32).width(32).seed(1).cross_attention_kwargs(half);
     let without = call.output_type(OutputType::Latent).run().unwrap().images.into_tensor().unwrap();
     assert!(equal(&without, &draw(&mut pipeline(Kind::Float))));
     let call = pipe.call("a").cross_attention_kwargs(CrossAttentionKwargs { scale: f64::NAN });
@@ -235,10 +240,7 @@ fn files_that_are_no_loras_are_refused_with_file_and_key_and_change_nothing() {
     let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
     type Change<'a> = Box<dyn Fn(&mut HashMap<String, Tensor>) + 'a>;
     let cases: Vec<(Change<'_>, Vec<String>)> = vec![
-        (
-            Box::new(|all| drop(all.remove(&up))),
-            vec!["missing 1 of".into(), up.clone()],
-        ),
+        (Box::new(|all| drop(all.remove(&up))), vec!["missing 1 of".into(), up.clone()]),
         (
             Box::new(|all| drop(all.insert(down.clone(), ones(&[4, 31])))),
             vec![down.clone(), "should be [4, 32] and is [4, 31]".into()],
@@ -333,7 +335,10 @@ fn names_weights_and_components_are_checked() {
     argument(pipe.delete_adapters(&["other"]), "no adapter `other`");
     argument(pipe.unfuse_lora(&["vae"]), "`components` can be unet, text_encoder");
     argument(pipe.fuse_lora(&FuseLora { components: &[], ..FuseLora::default() }), "names none");
-    argument(pipe.fuse_lora(&FuseLora { adapter_names: Some(&["other"]), ..FuseLora::default() }), "no adapter `other`");
+    argument(
+        pipe.fuse_lora(&FuseLora { adapter_names: Some(&["other"]), ..FuseLora::default() }),
+        "no adapter `other`",
+    );
     let again = LoraOptions::default().adapter_name("default_0");
     argument(pipe.load_lora_weights(file("second"), &again).map(drop), "`default_0` is taken");
     pipe.fuse_lora(&FuseLora::default()).unwrap();
@@ -341,7 +346,10 @@ fn names_weights_and_components_are_checked() {
     pipe.disable_lora().unwrap();
     assert_eq!(pipe.num_fused_loras(), 0);
     let error = pipe.fuse_lora(&FuseLora::default()).unwrap_err();
-    assert!(matches!(error.kind(), Error::Argument(_)) && error.to_string().contains("call enable_lora first"), "{error}");
+    assert!(
+        matches!(error.kind(), Error::Argument(_)) && error.to_string().contains("call enable_lora first"),
+        "{error}"
+    );
     assert!(equal(&draw(&mut pipe), &draw(&mut pipeline(Kind::Float))));
 }
 
@@ -376,7 +384,8 @@ fn the_file_may_change_once_it_is_read() {
 fn layers_that_the_model_has_not_are_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let path = changed(folder.path(), |all| {
-        let more: Vec<_> = all.iter().map(|(key, it)| (key.replace("down_blocks.0", "down_blocks.7"), it.copy())).collect();
+        let more: Vec<_> =
+            all.iter().map(|(key, it)| (key.replace("down_blocks.0", "down_blocks.7"), it.copy())).collect();
         all.extend(more);
     });
     let mut pipe = pipeline(Kind::Float);

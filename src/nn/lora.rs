@@ -223,7 +223,8 @@ impl LoraLayer {
 
     /// The weights of all adapters, which go where the layer's go.
     fn weights(&self) -> Vec<Param> {
-        let params = |adapter: &Adapter| [Some(adapter.down.clone()), Some(adapter.up.clone()), adapter.up_bias.clone()];
+        let params =
+            |adapter: &Adapter| [Some(adapter.down.clone()), Some(adapter.up.clone()), adapter.up_bias.clone()];
         self.state().adapters.iter().flat_map(params).flatten().collect()
     }
 

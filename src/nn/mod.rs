@@ -21,9 +21,7 @@ pub use embedding::Embedding;
 pub use fused_linear::FusedLinear;
 pub use hook::{BroughtWeights, Hook, Next};
 pub use linear::Linear;
-pub use lora::{
-    Fusion, LORA_HOOK, LoraLayer, LoraScale, LoraWeights, lora_dtype, lora_shapes, replace_lora_scale,
-};
+pub use lora::{Fusion, LORA_HOOK, LoraLayer, LoraScale, LoraWeights, lora_dtype, lora_shapes, replace_lora_scale};
 pub use node::{Module, Node, Param};
 pub use norm::{GroupNorm, LayerNorm, RMSNorm};
 pub use scope::{RandomWeights, Scope, Weights};

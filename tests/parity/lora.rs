@@ -30,9 +30,10 @@ fn texts(value: &Value) -> Vec<&str> {
 fn weight(value: &Value) -> AdapterWeight {
     match value {
         Value::Null => 1.0.into(),
-        Value::Object(parts) => {
-            AdapterWeight { unet: parts["unet"].as_f64().unwrap(), text_encoder: parts["text_encoder"].as_f64().unwrap() }
-        }
+        Value::Object(parts) => AdapterWeight {
+            unet: parts["unet"].as_f64().unwrap(),
+            text_encoder: parts["text_encoder"].as_f64().unwrap(),
+        },
         number => number.as_f64().unwrap().into(),
     }
 }
@@ -70,7 +71,12 @@ macro_rules! latents {
 }
 
 /// The pipeline goes through the one that draws.
-fn draw(pipe: StableDiffusionPipeline, case: &Path, task: &str, scale: Option<f64>) -> (StableDiffusionPipeline, Tensor) {
+fn draw(
+    pipe: StableDiffusionPipeline,
+    case: &Path,
+    task: &str,
+    scale: Option<f64>,
+) -> (StableDiffusionPipeline, Tensor) {
     match task {
         "img2img" => {
             let mut pipe = StableDiffusionImg2ImgPipeline::from_pipe(pipe);
@@ -130,7 +136,8 @@ fn walk(folder: &Path, case: &Path) {
     let (told, title) = (json(&case.join("call.json")), name(case));
     let expected = tensors(&case.join("expected.safetensors"));
     let states = json(&case.join("states.json"));
-    let mut pipe: StableDiffusionPipeline = load(|folder| StableDiffusionPipeline::from_pretrained(folder), case, &told);
+    let mut pipe: StableDiffusionPipeline =
+        load(|folder| StableDiffusionPipeline::from_pretrained(folder), case, &told);
     if told["channels_last"] == true {
         pipe.unet.move_to(To::MemoryFormat(MemoryFormat::ChannelsLast)).unwrap();
     }

@@ -42,11 +42,8 @@ const UNET_NAMES: [(&str, &str); 24] = [
 ];
 
 /// As [`UNET_NAMES`], after what has conditions.
-const LYCORIS_NAMES: [(&str, &str); 3] = [
-    ("skip.connection", "conv_shortcut"),
-    ("time.emb.proj", "time_emb_proj"),
-    ("conv.shortcut", "conv_shortcut"),
-];
+const LYCORIS_NAMES: [(&str, &str); 3] =
+    [("skip.connection", "conv_shortcut"), ("time.emb.proj", "time_emb_proj"), ("conv.shortcut", "conv_shortcut")];
 
 const TEXT_NAMES: [(&str, &str); 7] = [
     ("text.model", "text_model"),
@@ -180,13 +177,10 @@ mod tests {
                 "text_encoder",
                 "text_model.encoder.layers.11.self_attn.out_proj",
             ),
-            (
-                "lora_te2_text_model_encoder_layers_3_mlp_fc1",
-                "text_encoder_2",
-                "text_model.encoder.layers.3.mlp.fc1",
-            ),
+            ("lora_te2_text_model_encoder_layers_3_mlp_fc1", "text_encoder_2", "text_model.encoder.layers.3.mlp.fc1"),
         ] {
-            for (ending, part) in [("lora_down.weight", Part::Down), ("lora_up.weight", Part::Up), ("alpha", Part::Alpha)]
+            for (ending, part) in
+                [("lora_down.weight", Part::Down), ("lora_up.weight", Part::Up), ("alpha", Part::Alpha)]
             {
                 let expected = (component.to_string(), layer.to_string(), part);
                 assert_eq!(module(&format!("{key}.{ending}")), expected, "{key}");

@@ -81,8 +81,7 @@ impl LoraOptions {
             };
         }
         let entries = std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
-        let mut names: Vec<_> =
-            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        let mut names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         names.sort();
         Ok(folder.join(best_guess(&folder, &names)?))
     }

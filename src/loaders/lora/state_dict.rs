@@ -153,9 +153,8 @@ impl LoraStateDict {
     /// Reads what diffusers keeps of the training's configuration.
     fn configure(&mut self, metadata: Option<&str>) -> Result<()> {
         let Some(text) = metadata else { return Ok(()) };
-        let metadata: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-            Error::Config(format!("{}: `lora_adapter_metadata`: {error}", self.file.display()))
-        })?;
+        let metadata: Map<String, Value> = serde_json::from_str(text)
+            .map_err(|error| Error::Config(format!("{}: `lora_adapter_metadata`: {error}", self.file.display())))?;
         for (name, component) in &mut self.components {
             component.config = Config::read(&metadata, name).map_err(|error| error.in_file(&self.file))?;
             if component.config.is_some() && component.layers.values().any(|layer| layer.alpha.is_some()) {

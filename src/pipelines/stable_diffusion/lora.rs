@@ -45,7 +45,9 @@ impl CrossAttentionKwargs {
     pub(super) fn check(&self, pipe: &StableDiffusionPipeline) -> Result<()> {
         let Self { scale } = *self;
         if !scale.is_finite() {
-            return Err(Error::Argument(format!("`cross_attention_kwargs`: `scale` has to be a number, but is {scale}")));
+            return Err(Error::Argument(format!(
+                "`cross_attention_kwargs`: `scale` has to be a number, but is {scale}"
+            )));
         }
         if scale != 1.0 && pipe.unet.tree().is_none() {
             let text = "`cross_attention_kwargs` need a UNet with modules; this one has none";
@@ -119,7 +121,9 @@ impl StableDiffusionPipeline {
             tracing::warn!("{}: this pipeline has no {others:?}, whose weights are passed over", lora.file().display());
         }
         if known.contains(&"text_encoder") && self.traced.encodes_prompts() {
-            return Err(Error::Unsupported("a LoRA cannot be added to a traced text encoder: trace it after fusing".into()));
+            return Err(Error::Unsupported(
+                "a LoRA cannot be added to a traced text encoder: trace it after fusing".into(),
+            ));
         }
         if known.contains(&"unet") && self.unet.tree().is_none() {
             return Err(Error::Unsupported(
@@ -269,7 +273,8 @@ impl StableDiffusionPipeline {
     /// The names of the adapters that are fused into some model, sorted.
     #[must_use]
     pub fn fused_loras(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.lora_models().into_iter().flat_map(|(_, model)| peft::fused_loras(model)).collect();
+        let mut names: Vec<_> =
+            self.lora_models().into_iter().flat_map(|(_, model)| peft::fused_loras(model)).collect();
         names.sort();
         names.dedup();
         names

@@ -25,7 +25,7 @@
 //! | [`pipelines`] | from a prompt to a picture |
 //! | [`models`] | the networks: text encoders, UNets, autoencoders; `from_pretrained`, `save_pretrained`, `to` |
 //! | [`schedulers`] | noise schedules and the solvers that walk them |
-//! | [`loaders`] | weights from files, mapped into memory |
+//! | [`loaders`] | weights from files, mapped into memory; LoRAs |
 //! | [`hooks`] | techniques that hang around modules: weights stored in fewer bits |
 //! | [`nn`] | the module tree: weights with names, and hooks around every forward |
 //! | [`hooks`] | hooks that come with the library: offloading |

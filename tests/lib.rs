@@ -12,6 +12,7 @@ mod from_pictures;
 mod gpu;
 mod hub;
 mod loading;
+mod lora;
 mod memory_combinations;
 mod memory_ledger;
 mod offloading;

@@ -3,6 +3,7 @@
 use crate::allocator;
 use crate::flux::{self, Flux};
 use crate::interrupt;
+use crate::lora::{self, Loras};
 use crate::memory::Memory;
 use crate::model::model_folder;
 use crate::offload::Offload;
@@ -34,6 +35,7 @@ Examples:
       --prompt \"an astronaut riding a horse\" --scheduler unipc --steps 20 --output astronaut.png
   tch-diffusers generate --prompt \"a green star on a black background\" --image star.png --strength 0.6 --output green.png
   tch-diffusers generate --prompt \"a red circle on a black background\" --image star.png --mask mask.png --output red.png
+  tch-diffusers generate --prompt \"a blue star\" --lora style.safetensors:0.8 --lora subject.safetensors --output blue.png
 
 Several prompts form one batch, as a list of prompts does in diffusers. Several pictures are numbered:
 circle-0.png, circle-1.png ...";
@@ -109,6 +111,8 @@ pub(crate) struct Generate {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
+    loras: Loras,
+    #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
     speed: Speed,
@@ -138,6 +142,7 @@ impl Generate {
         self.offload.check(device)?;
         let pictures = parameters.source.read(&parameters)?;
         parameters.speed.switch()?;
+        let loras = parameters.loras.read(self.quiet)?;
         let (revision, variant) = (parameters.revision.as_deref(), parameters.variant.as_deref());
         let folder = model_folder(&parameters.model, revision, variant, self.quiet)?;
         // Not before: Ctrl-C ends a download at once.
@@ -148,6 +153,7 @@ impl Generate {
         let offloaded = early.is_some();
         let mut pipe = load(&folder, &parameters, kind, home, early, progress)?;
         allocator::suit(&pipe);
+        lora::add(&mut pipe, &loras)?;
         if let Some(name) = &parameters.scheduler {
             let scheduler = pipe.scheduler_mut();
             *scheduler = name.parse::<SchedulerKind>()?.from_config(scheduler.config())?;
@@ -201,6 +207,7 @@ impl Generate {
             device: self.device.clone().unwrap_or(base.device),
             variant: self.variant.clone().or(base.variant),
             source: self.source.or(base.source),
+            loras: self.loras.or(base.loras),
             memory: self.memory.or(base.memory),
             speed: self.speed.or(base.speed),
             flux: self.flux.or(base.flux),

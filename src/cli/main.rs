@@ -7,6 +7,7 @@ mod flux;
 mod generate;
 mod inspect;
 mod interrupt;
+mod lora;
 mod memory;
 mod model;
 mod offload;

@@ -1,6 +1,7 @@
 //! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
 
 use crate::flux::Flux;
+use crate::lora::Loras;
 use crate::memory::Memory;
 use crate::source::Source;
 use crate::speed::Speed;
@@ -39,6 +40,8 @@ pub(crate) struct Parameters {
     #[serde(default)]
     pub(crate) source: Source,
     #[serde(default)]
+    pub(crate) loras: Loras,
+    #[serde(default)]
     pub(crate) memory: Memory,
     #[serde(default)]
     pub(crate) speed: Speed,
@@ -67,6 +70,7 @@ impl Default for Parameters {
             device: "cpu".into(),
             variant: None,
             source: Source::default(),
+            loras: Loras::default(),
             memory: Memory::default(),
             speed: Speed::default(),
             flux: Flux::default(),

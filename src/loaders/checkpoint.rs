@@ -181,7 +181,7 @@ pub(crate) fn is_below(path: &str, modules: &[&str]) -> bool {
 }
 
 /// The tensor of `entry` in a file whose data begin `start` bytes in.
-fn mapped(map: &Arc<MappedFile>, start: usize, entry: &TensorEntry) -> Result<MappedTensor> {
+pub(super) fn mapped(map: &Arc<MappedFile>, start: usize, entry: &TensorEntry) -> Result<MappedTensor> {
     let kind = kind_of(entry.kind).ok_or_else(|| {
         Error::Unsupported(format!(
             "{}: `{}` has dtype {}, which tch cannot hold",

@@ -11,6 +11,7 @@ use crate::hooks::{
     apply_layerwise_casting, apply_sequential_offloading, disable_layerwise_casting, enable_weights_prepack,
     refuse_if_offloaded, remove_group_offloading, remove_sequential_offloading, restore_weights,
 };
+use crate::loaders::lora::peft::{unfuse_lora, unload_lora};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{
     AttentionProcessor, AttentionSlicing, attn_processors, set_attention_backend, set_attention_slice,
@@ -287,8 +288,9 @@ pub trait PipelineMixin: Parts {
     }
 
     /// Switches every technique off, offloading, casting, slicing, tiling, memory formats, fused projections, packed
-    /// weights, another way of convolution and the choice of an attention backend, and gives the models back as they were
-    /// loaded: see [`restore_weights`]. The device and the dtype stay, and so do parts that were passed in.
+    /// weights, LoRAs, another way of convolution and the choice of an attention backend, and gives the models back as they
+    /// were loaded: see [`restore_weights`]. The device and the dtype stay, and so do parts that were passed in, and LoRAs
+    /// that were unloaded while they were fused.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] where weights have no room; what was switched off so far stays off, and the pipeline works.
@@ -302,6 +304,8 @@ pub trait PipelineMixin: Parts {
             set_weights_prepack(&node, false);
             set_attention_backend(&node, AttentionBackend::default());
             set_use_memory_efficient_attention(&node, false);
+            unfuse_lora(&node).map_err(|error| error.within(name))?;
+            unload_lora(&node);
             restore_weights(&node).map_err(|error| error.within(name))?;
         }
         Ok(())

@@ -11,6 +11,7 @@ mod image_processor;
 mod images;
 mod img2img;
 mod inpaint;
+mod lora;
 mod memory;
 mod memory_pipelines;
 mod offloading;

@@ -2,6 +2,7 @@
 
 use super::StableDiffusionPipeline;
 use super::denoise::Callback;
+use super::lora::CrossAttentionKwargs;
 use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
 use crate::image_processor::OutputType;
@@ -29,6 +30,7 @@ pub struct Arguments<'a> {
     pub(super) generators: Generators<'a>,
     pub(super) latents: Option<Tensor>,
     pub(super) clip_skip: Option<usize>,
+    pub(super) cross_attention_kwargs: CrossAttentionKwargs,
     pub(super) output_type: OutputType,
     pub(super) callback: Option<Callback<'a>>,
 }
@@ -52,6 +54,7 @@ impl Arguments<'_> {
             generators: Generators::Global,
             latents: None,
             clip_skip: None,
+            cross_attention_kwargs: CrossAttentionKwargs::default(),
             output_type: OutputType::Image,
             callback: None,
         }

@@ -3,12 +3,14 @@
 use super::StableDiffusionPipeline;
 use super::arguments::Arguments;
 use super::denoise::{Denoise, StepEnd};
+use super::lora::CrossAttentionKwargs;
 use super::memory_estimate::{Plan, Without};
 use super::memory_report::LastCall;
 use super::task::{Setting, TakesSize, Task, TextToImage, begin};
 use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
+use crate::nn::LoraScale;
 use crate::pipelines::generators::Generators;
 use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
 use crate::pipelines::{PipelineMixin, Prompt};
@@ -115,6 +117,12 @@ impl<'a, T> StableDiffusionCall<'a, T> {
         self
     }
 
+    /// What attention is told: the scale of LoRAs in this call.
+    pub fn cross_attention_kwargs(mut self, cross_attention_kwargs: CrossAttentionKwargs) -> Self {
+        self.arguments.cross_attention_kwargs = cross_attention_kwargs;
+        self
+    }
+
     /// What comes out; 8-bit pictures by default.
     pub fn output_type(mut self, output_type: OutputType) -> Self {
         self.arguments.output_type = output_type;
@@ -165,6 +173,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     /// pipeline can be called again afterwards.
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
+        let _scale = LoraScale::new(self.arguments.cross_attention_kwargs.scale);
         let names: &'static [&'static str] = match T::ENCODES_IMAGE {
             true => &[ENCODE_PROMPT, ENCODE_IMAGE, DENOISE, DECODE],
             false => &[ENCODE_PROMPT, DENOISE, DECODE],
@@ -192,6 +201,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     fn check(&self) -> Result<(i64, i64)> {
         let (height, width) = self.task.size(self.pipe, &self.arguments)?;
         self.arguments.check(height, width)?;
+        self.arguments.cross_attention_kwargs.check(self.pipe)?;
         self.task.check(self.pipe, &self.arguments)?;
         Ok((height, width))
     }

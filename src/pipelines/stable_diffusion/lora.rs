@@ -185,8 +185,8 @@ impl StableDiffusionPipeline {
     /// as in diffusers.
     #[must_use]
     pub fn get_active_adapters(&self) -> Vec<String> {
-        let active = self.lora_models().into_iter().filter_map(|(_, model)| peft::active_adapters(model));
-        active.last().unwrap_or_default()
+        let models = self.lora_models();
+        models.into_iter().rev().find_map(|(_, model)| peft::active_adapters(model)).unwrap_or_default()
     }
 
     /// Has these adapters, and no others, take part, in this order and with these weights: numbers, or an

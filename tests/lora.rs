@@ -12,7 +12,7 @@ use tch_diffusers::models::{To, Traceable, trace};
 use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::stable_diffusion::{CrossAttentionKwargs, FuseLora, LORA_LOADABLE_MODULES};
 use tch_diffusers::utils::progress::ProgressBarConfig;
-use tch_diffusers::{Error, MemoryFormat, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{Error, MemoryFormat, PipelineMixin, StableDiffusionPipeline, TensorExt};
 
 fn pipeline(kind: Kind) -> StableDiffusionPipeline {
     let hidden = ProgressBarConfig { disable: true, desc: None };

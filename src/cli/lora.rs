@@ -6,7 +6,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch_diffusers::loaders::{LoraOptions, LoraStateDict};
-use tch_diffusers::{Error, StableDiffusionPipeline};
+use tch_diffusers::{DiffusionPipeline, Error};
 
 /// The adapters and their weights. They decide the pixels, so they are kept with the picture: the files by their paths.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,15 +52,27 @@ impl Loras {
 }
 
 /// Adds what was read to the pipeline.
-pub(crate) fn add(pipe: &mut StableDiffusionPipeline, loras: &[(LoraStateDict, f64)]) -> anyhow::Result<()> {
+pub(crate) fn add(pipe: &mut DiffusionPipeline, loras: &[(LoraStateDict, f64)]) -> anyhow::Result<()> {
+    if loras.is_empty() {
+        return Ok(());
+    }
+    let pipe = match pipe {
+        DiffusionPipeline::StableDiffusion(pipe) => pipe.as_mut(),
+        DiffusionPipeline::StableDiffusionImg2Img(pipe) => &mut ***pipe,
+        DiffusionPipeline::StableDiffusionInpaint(pipe) => &mut ***pipe,
+        other => {
+            let class_name = other.class_name();
+            return Err(
+                Error::Argument(format!("--lora goes with Stable Diffusion; the model is a {class_name}")).into()
+            );
+        }
+    };
     let (mut names, mut weights) = (vec![], vec![]);
     for (lora, weight) in loras {
         names.push(pipe.load_lora_state_dict(lora, None).context(ModelError)?);
         weights.push(*weight);
     }
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    if !names.is_empty() {
-        pipe.set_adapters(&names, &weights)?;
-    }
+    pipe.set_adapters(&names, &weights)?;
     Ok(())
 }

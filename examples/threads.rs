@@ -1,7 +1,7 @@
 //! A pipeline for each of several threads, over one set of weights.
 
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 const PROMPTS: [&str; 4] = ["a red circle", "a blue ring", "a yellow star", "a green square on a white background"];
 

@@ -17,7 +17,7 @@ use tch_diffusers::pipelines::stable_diffusion::StableDiffusionCall;
 use tch_diffusers::schedulers::{FlowMatchEulerDiscreteScheduler, Scheduler, SchedulerMixin, Timesteps};
 use tch_diffusers::utils::assets::bundled_model;
 use tch_diffusers::{
-    AutoencoderKL, CLIPTextModel, Error, Result, SchedulerKind, StableDiffusionImg2ImgPipeline,
+    AutoencoderKL, CLIPTextModel, Error, PipelineMixin, Result, SchedulerKind, StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline, StableDiffusionPipeline, TensorExt, UNet2DConditionModel,
 };
 

@@ -11,7 +11,7 @@ use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::ModelMixin;
 use tch_diffusers::nn::{Hook, Module, Next, Node};
-use tch_diffusers::{Error, Result, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{Error, PipelineMixin, Result, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, TensorExt};
 
 fn pipeline() -> StableDiffusionImg2ImgPipeline {
     let folder = generated("pipeline").join("_models/sd1");

@@ -12,8 +12,8 @@ use tch_diffusers::models::{ModelMixin, To};
 use tch_diffusers::nn::{Hook, Module, Next, Node, uses_winograd};
 use tch_diffusers::utils::assets::bundled_model;
 use tch_diffusers::{
-    Error, MemoryFormat, Result, SchedulerKind, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline, TensorExt, UNet2DConditionModel,
+    Error, MemoryFormat, PipelineMixin, Result, SchedulerKind, StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline, StableDiffusionPipeline, TensorExt, UNet2DConditionModel,
 };
 
 fn pipeline() -> StableDiffusionPipeline {

@@ -9,6 +9,7 @@ mod bridge;
 mod errors;
 mod hooks;
 mod hub;
+mod lora;
 mod models;
 mod node;
 mod schedulers;
@@ -30,7 +31,16 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
-    use super::models::{AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, UNet2DConditionModel};
+    use super::lora::{
+        LoraStateDict, active_adapters, choose_lora_file, delete_adapter, disable_lora, enable_lora, fuse_lora,
+        fused_loras, list_adapters, load_lora_adapter, lora_file, replace_lora_scale, set_adapters, unfuse_lora,
+        unload_lora,
+    };
+    #[pymodule_export]
+    use super::models::{
+        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, FluxTransformer2DModel, T5EncoderModel,
+        UNet2DConditionModel,
+    };
     #[pymodule_export]
     use super::node::Node;
     #[pymodule_export]
@@ -38,5 +48,5 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]
-    use super::tokenizer::CLIPTokenizer;
+    use super::tokenizer::{CLIPTokenizer, T5Tokenizer};
 }

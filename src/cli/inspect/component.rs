@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 use tch_diffusers::configuration_utils::{ConfigMap, from_map, read_json};
 use tch_diffusers::loaders::{Checkpoint, CheckpointReport, LoadOptions, SafetensorsHeader};
-use tch_diffusers::{AutoencoderKL, CLIPTextModel, Error, ModelMixin, Result, UNet2DConditionModel};
+use tch_diffusers::{
+    AutoencoderKL, CLIPTextModel, Error, FluxTransformer2DModel, ModelMixin, Result, T5EncoderModel,
+    UNet2DConditionModel,
+};
 
 /// What is known of a component.
 #[derive(Debug, Default, Serialize)]
@@ -84,7 +87,7 @@ impl Component {
     fn weights(&mut self, folder: &Path, variant: Option<&str>) {
         let of_transformers = match &self.library {
             Some(library) => library == "transformers",
-            None => self.class.starts_with("CLIP"),
+            None => self.class.starts_with("CLIP") || self.class.starts_with("T5"),
         };
         let files = match weight_files(folder, variant, of_transformers) {
             Ok(files) => files,
@@ -113,6 +116,8 @@ impl Component {
             UNet2DConditionModel::CLASS_NAME => compare::<UNet2DConditionModel>(folder, &files),
             AutoencoderKL::CLASS_NAME => compare::<AutoencoderKL>(folder, &files),
             CLIPTextModel::CLASS_NAME => compare::<CLIPTextModel>(folder, &files),
+            FluxTransformer2DModel::CLASS_NAME => compare::<FluxTransformer2DModel>(folder, &files),
+            T5EncoderModel::CLASS_NAME => compare::<T5EncoderModel>(folder, &files),
             _ => return,
         };
         match report {

@@ -6,14 +6,9 @@ use crate::models::memory::{
     Arena, Decoding, MemoryEstimate, Options, Shadow, StageEstimate, decode, persistent, text_encoder, unet,
 };
 use crate::nn::{Module, Node};
+use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_PROMPT};
 use std::rc::Rc;
 use tch::Kind;
-
-/// The parts of a call that are measured and, but for the encoding of a picture, estimated.
-pub(super) const ENCODE_PROMPT: &str = "encode prompt";
-pub(super) const ENCODE_IMAGE: &str = "encode image";
-pub(super) const DENOISE: &str = "denoise";
-pub(super) const DECODE: &str = "decode";
 
 /// Latents that schedulers keep from earlier steps, at most.
 const HISTORY: i64 = 4;

@@ -99,6 +99,9 @@ pub(crate) struct Generate {
     /// The spelling of the weights' files, such as fp16.
     #[arg(long)]
     variant: Option<String>,
+    /// Leaves the model's safety checker out, which blackens pictures that are not safe for work.
+    #[arg(long)]
+    no_safety_checker: bool,
     /// Shows no progress bars.
     #[arg(short, long)]
     quiet: bool,
@@ -136,7 +139,8 @@ impl Generate {
         let pictures = parameters.source.read(&parameters)?;
         parameters.speed.switch()?;
         let (revision, variant) = (parameters.revision.as_deref(), parameters.variant.as_deref());
-        let folder = model_folder(&parameters.model, revision, variant, self.quiet)?;
+        let without: &[&str] = if parameters.no_safety_checker { &["safety_checker"] } else { &[] };
+        let folder = model_folder(&parameters.model, revision, variant, without, self.quiet)?;
         // Not before: Ctrl-C ends a download at once.
         interrupt::listen()?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
@@ -153,11 +157,14 @@ impl Generate {
         if !offloaded {
             self.offload.enable(&mut pipe, device)?;
         }
-        let (pipe, images) = draw(pipe, &parameters, pictures)?;
+        let (pipe, images, black) = draw(pipe, &parameters, pictures)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
             write_png(&path, image, &parameters.chunks(number)?)?;
+            if black.get(number) == Some(&true) {
+                tracing::warn!("{}: black, for the safety checker found what it looks for", path.display());
+            }
             println!("{}", path.display());
         }
         if self.memory_report {
@@ -196,6 +203,7 @@ impl Generate {
             dtype: self.dtype.clone().unwrap_or(base.dtype),
             device: self.device.clone().unwrap_or(base.device),
             variant: self.variant.clone().or(base.variant),
+            no_safety_checker: self.no_safety_checker || base.no_safety_checker,
             source: self.source.or(base.source),
             memory: self.memory.or(base.memory),
             speed: self.speed.or(base.speed),
@@ -216,6 +224,9 @@ fn load(
     if let Some(variant) = &parameters.variant {
         loader = loader.variant(variant);
     }
+    if parameters.no_safety_checker {
+        loader = loader.safety_checker(None);
+    }
     if let Some(path) = &parameters.speed.traced_unet {
         loader = loader.unet(TracedUNet::load_to(path, device).context(ModelError)?);
     }
@@ -227,12 +238,13 @@ fn load(
     Ok(pipe)
 }
 
-/// The pictures, and the pipeline once more, whose components went through the one that drew.
+/// The pictures, which of them a safety checker blackened, and the pipeline once more, whose components went through the
+/// one that drew.
 fn draw(
     mut pipe: StableDiffusionPipeline,
     parameters: &Parameters,
     pictures: Option<Pictures>,
-) -> anyhow::Result<(StableDiffusionPipeline, Vec<image::DynamicImage>)> {
+) -> anyhow::Result<(StableDiffusionPipeline, Vec<image::DynamicImage>, Vec<bool>)> {
     let prompt = match parameters.prompts.as_slice() {
         [one] => Prompt::from(one),
         several => Prompt::from(several),
@@ -261,7 +273,7 @@ fn draw(
     if interrupt::asked() {
         bail!(Interrupted);
     }
-    Ok((pipe, output.images.into_images()?))
+    Ok((pipe, output.images.into_images()?, output.nsfw_content_detected.unwrap_or_default()))
 }
 
 /// What calls of all pipelines take.

@@ -33,6 +33,8 @@ pub(crate) struct Parameters {
     pub(crate) device: String,
     pub(crate) variant: Option<String>,
     #[serde(default)]
+    pub(crate) no_safety_checker: bool,
+    #[serde(default)]
     pub(crate) source: Source,
     #[serde(default)]
     pub(crate) memory: Memory,
@@ -60,6 +62,7 @@ impl Default for Parameters {
             dtype: "float32".into(),
             device: "cpu".into(),
             variant: None,
+            no_safety_checker: false,
             source: Source::default(),
             memory: Memory::default(),
             speed: Speed::default(),

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 use tch_diffusers::configuration_utils::{ConfigMap, from_map, read_json};
 use tch_diffusers::loaders::{Checkpoint, CheckpointReport, LoadOptions, SafetensorsHeader};
-use tch_diffusers::{AutoencoderKL, CLIPTextModel, Error, ModelMixin, Result, UNet2DConditionModel};
+use tch_diffusers::{
+    AutoencoderKL, CLIPTextModel, Error, ModelMixin, Result, StableDiffusionSafetyChecker, UNet2DConditionModel,
+};
 
 /// What is known of a component.
 #[derive(Debug, Default, Serialize)]
@@ -83,8 +85,9 @@ impl Component {
 
     fn weights(&mut self, folder: &Path, variant: Option<&str>) {
         let of_transformers = match &self.library {
-            Some(library) => library == "transformers",
-            None => self.class.starts_with("CLIP"),
+            // A safety checker is a class of diffusers that transformers loads.
+            Some(library) => ["transformers", "stable_diffusion"].contains(&library.as_str()),
+            None => self.class.starts_with("CLIP") || self.class == StableDiffusionSafetyChecker::CLASS_NAME,
         };
         let files = match weight_files(folder, variant, of_transformers) {
             Ok(files) => files,
@@ -113,6 +116,7 @@ impl Component {
             UNet2DConditionModel::CLASS_NAME => compare::<UNet2DConditionModel>(folder, &files),
             AutoencoderKL::CLASS_NAME => compare::<AutoencoderKL>(folder, &files),
             CLIPTextModel::CLASS_NAME => compare::<CLIPTextModel>(folder, &files),
+            StableDiffusionSafetyChecker::CLASS_NAME => compare::<StableDiffusionSafetyChecker>(folder, &files),
             _ => return,
         };
         match report {

@@ -18,6 +18,9 @@ use tch::Tensor;
 pub struct StableDiffusionPipelineOutput {
     /// The pictures, in the form that was asked for.
     pub images: Images,
+    /// Whether each picture was found to show what it should not, and is black therefore; none where nobody looked: without
+    /// a safety checker, and for latents.
+    pub nsfw_content_detected: Option<Vec<bool>>,
 }
 
 /// A call of a Stable Diffusion pipeline under way; its methods are named as the arguments of `__call__`.
@@ -163,7 +166,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     /// pipeline can be called again afterwards.
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
-        let mut watch = Watch::start(self.pipe.device(), T::ENCODES_IMAGE);
+        let mut watch = Watch::start(self.pipe.device(), T::ENCODES_IMAGE, self.pipe.safety_checker.is_some());
         let output = self.draw(&mut watch);
         self.pipe.last_call = watch.finish(output.is_err());
         self.pipe.maybe_free_model_hooks();
@@ -231,6 +234,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
             device,
             timestep: self.pipe.scheduler.timesteps().get(first).copied().unwrap_or_default(),
         };
+        let kind = setting.kind;
         let start = self.task.start(&setting, generators)?;
         if T::ENCODES_IMAGE {
             watch.end_stage();
@@ -242,12 +246,17 @@ impl<T: Task> StableDiffusionCall<'_, T> {
         let latents = denoise.run(self.pipe, start.latents, prompt_embeds, guidance_scale, generators)?;
         watch.end_stage();
         if output_type == OutputType::Latent {
-            return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents) });
+            return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents), nsfw_content_detected: None });
         }
         let latents = latents.f_div_scalar(self.pipe.vae.config().scaling_factor)?;
         let image = self.pipe.decode(&latents)?;
-        let images = self.pipe.image_processor.postprocess(&image, output_type)?;
+        if self.pipe.safety_checker.is_some() {
+            watch.end_stage();
+        }
+        let (image, nsfw_content_detected) = self.pipe.run_safety_checker(&image, kind)?;
+        let images = self.pipe.pictures(&image, nsfw_content_detected.as_deref(), output_type)?;
         watch.end_stage();
-        Ok(StableDiffusionPipelineOutput { images: self.task.finish(self.pipe, (height, width), images)? })
+        let images = self.task.finish(self.pipe, (height, width), images)?;
+        Ok(StableDiffusionPipelineOutput { images, nsfw_content_detected })
     }
 }

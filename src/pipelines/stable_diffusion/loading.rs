@@ -1,9 +1,10 @@
 //! `StableDiffusionPipeline::from_pretrained`.
 
-use super::{Components, StableDiffusionPipeline};
+use super::{Components, StableDiffusionPipeline, StableDiffusionSafetyChecker};
 use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::hooks::GroupOffloading;
+use crate::image_processor::CLIPImageProcessor;
 use crate::loaders::{HubOptions, LoadOptions};
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
@@ -19,6 +20,10 @@ use tch::{Device, Kind};
 /// The pipelines whose components are the same.
 const CLASS_NAMES: [&str; 3] =
     ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"];
+
+/// What `feature_extractor` may be called.
+const FEATURE_EXTRACTORS: [&str; 4] =
+    [CLIPImageProcessor::CLASS_NAME, "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor"];
 
 /// What `from_pretrained` of the pipeline may be told; [`StableDiffusionLoader::load`] does it.
 ///
@@ -37,6 +42,10 @@ pub struct StableDiffusionLoader<P = StableDiffusionPipeline> {
     tokenizer: Option<CLIPTokenizer>,
     unet: Option<Box<dyn UNet>>,
     scheduler: Option<Box<dyn Scheduler>>,
+    /// Outside: whether anything was said. Inside: whether there is to be one.
+    safety_checker: Option<Option<StableDiffusionSafetyChecker>>,
+    feature_extractor: Option<CLIPImageProcessor>,
+    requires_safety_checker: Option<bool>,
 }
 
 impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
@@ -52,6 +61,9 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
             tokenizer: None,
             unet: None,
             scheduler: None,
+            safety_checker: None,
+            feature_extractor: None,
+            requires_safety_checker: None,
         }
     }
 
@@ -134,6 +146,24 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         self
     }
 
+    /// Uses this safety checker, or with `None` does without: then the folder's is not read.
+    pub fn safety_checker(mut self, safety_checker: Option<StableDiffusionSafetyChecker>) -> Self {
+        self.safety_checker = Some(safety_checker);
+        self
+    }
+
+    /// Uses this feature extractor.
+    pub fn feature_extractor(mut self, feature_extractor: CLIPImageProcessor) -> Self {
+        self.feature_extractor = Some(feature_extractor);
+        self
+    }
+
+    /// Whether the lack of a safety checker is worth a warning; by default what the folder says, and otherwise yes.
+    pub fn requires_safety_checker(mut self, requires_safety_checker: bool) -> Self {
+        self.requires_safety_checker = Some(requires_safety_checker);
+        self
+    }
+
     /// Reads what was not passed in, and puts the pipeline together.
     ///
     /// # Errors
@@ -145,7 +175,7 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         let index = ModelIndex::from_folder(&self.folder)?;
         self.check(&index)?;
         let (folder, progress_bar) = (self.folder.as_path(), self.progress_bar);
-        let bar = progress_bar.start(5, "loading");
+        let bar = progress_bar.start(6, "loading");
         let load = Load { folder, options: &self.options, offloading: self.offloading.as_ref() };
         let scheduler = match self.scheduler {
             Some(scheduler) => scheduler,
@@ -174,8 +204,29 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         };
         bar.inc(1);
         let vae = self.vae.map_or_else(|| load.model("vae"), Ok)?;
+        bar.inc(1);
+        let safety_checker = match self.safety_checker {
+            Some(safety_checker) => safety_checker,
+            None if index.component("safety_checker").is_some() => Some(load.safety_checker()?),
+            None => None,
+        };
+        let feature_extractor = match self.feature_extractor {
+            Some(feature_extractor) => Some(feature_extractor),
+            None => load.feature_extractor(&index, safety_checker.is_some())?,
+        };
         bar.finish_and_clear();
-        let components = Components { vae, text_encoder, tokenizer, unet, scheduler };
+        let said = self.requires_safety_checker.or(index.flag("requires_safety_checker"));
+        let requires_safety_checker = said.unwrap_or(true);
+        let components = Components {
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            safety_checker,
+            feature_extractor,
+            requires_safety_checker,
+        };
         let mut pipeline = StableDiffusionPipeline::new(components)?;
         pipeline.progress_bar = progress_bar;
         Ok(pipeline.into())
@@ -189,6 +240,8 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
             ("text_encoder", self.text_encoder.is_some()),
             ("tokenizer", self.tokenizer.is_some()),
             ("scheduler", self.scheduler.is_some()),
+            ("safety_checker", self.safety_checker.is_some()),
+            ("feature_extractor", self.feature_extractor.is_some()),
         ];
         let passed: Vec<_> = passed.iter().filter(|(_, is_passed)| *is_passed).map(|(name, _)| *name).collect();
         let mut hub = self.options.hub.clone();
@@ -218,8 +271,8 @@ impl<P: From<StableDiffusionPipeline>> StableDiffusionLoader<P> {
         if self.tokenizer.is_none() {
             index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
         }
-        if index.component("safety_checker").is_some() {
-            tracing::warn!("the folder's safety checker is not run: this library has none yet");
+        if self.safety_checker.is_none() && index.component("safety_checker").is_some() {
+            index.require("safety_checker", &[StableDiffusionSafetyChecker::CLASS_NAME])?;
         }
         self.check_variant()
     }
@@ -259,6 +312,34 @@ impl Load<'_> {
             // How long the others are is not known yet.
             Some(offloading) => loader.group_offload(offloading.clone().with_share_of_limit(1, 3)).load(),
             None => loader.load(),
+        }
+    }
+
+    fn safety_checker(&self) -> Result<StableDiffusionSafetyChecker> {
+        self.model("safety_checker").map_err(|error| match error {
+            Error::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => Error::Config(format!(
+                "{}: there is no such file: the model's safety checker is missing; load the model without one, by \
+                 `safety_checker(None)`, if you can do without",
+                path.display()
+            )),
+            other => other,
+        })
+    }
+
+    /// The folder's feature extractor; none is missed where nobody needs it.
+    fn feature_extractor(&self, index: &ModelIndex, needed: bool) -> Result<Option<CLIPImageProcessor>> {
+        if needed && index.component("feature_extractor").is_some() {
+            index.require("feature_extractor", &FEATURE_EXTRACTORS)?;
+        }
+        let known = index.component("feature_extractor").is_some_and(|class| FEATURE_EXTRACTORS.contains(&class));
+        match CLIPImageProcessor::from_pretrained(self.folder.join("feature_extractor")) {
+            _ if !known => Ok(None),
+            Ok(extractor) => Ok(Some(extractor)),
+            Err(error) if needed => Err(error),
+            Err(error) => {
+                tracing::debug!("the feature extractor is left out: {error}");
+                Ok(None)
+            }
         }
     }
 }

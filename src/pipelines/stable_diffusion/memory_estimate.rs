@@ -3,9 +3,9 @@
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
 use crate::models::memory::{
-    Arena, Decoding, MemoryEstimate, Options, Shadow, StageEstimate, decode, persistent, text_encoder, unet,
+    Arena, Decoding, MemoryEstimate, Options, Shadow, StageEstimate, decode, persistent, text_encoder, unet, vision_model,
 };
-use crate::nn::{Module, Node};
+use crate::nn::Node;
 use std::rc::Rc;
 use tch::Kind;
 
@@ -14,6 +14,7 @@ pub(super) const ENCODE_PROMPT: &str = "encode prompt";
 pub(super) const ENCODE_IMAGE: &str = "encode image";
 pub(super) const DENOISE: &str = "denoise";
 pub(super) const DECODE: &str = "decode";
+pub(super) const CHECK: &str = "check";
 
 /// Latents that schedulers keep from earlier steps, at most.
 const HISTORY: i64 = 4;
@@ -71,8 +72,7 @@ impl StableDiffusionPipeline {
             Error::Unsupported("memory cannot be estimated: this pipeline's UNet has no modules".into())
         })?;
         let pictures = plan.prompts * plan.images_per_prompt;
-        let nodes = [self.text_encoder.node(), tree, self.vae.node()];
-        let weights = nodes.iter().map(|node| persistent(node, device, dtype)).sum();
+        let weights = self.nodes().iter().map(|(_, node)| persistent(node, device, dtype)).sum();
         let mut stages = vec![];
         let mut end = |name: &str| stages.push(StageEstimate::new(name, weights, arena.take_peak()));
 
@@ -91,6 +91,11 @@ impl StableDiffusionPipeline {
             // Scaled, shifted and clamped; then scaled, rounded and made bytes.
             drop((image.like(), image.like(), image.like()));
             end(DECODE);
+            if let Some(checker) = &self.safety_checker {
+                let _image = image.like();
+                vision_model(checker.vision_model(), &arena, pictures)?;
+                end(CHECK);
+            }
         }
         Ok(MemoryEstimate::new(device, stages))
     }

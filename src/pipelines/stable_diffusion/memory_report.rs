@@ -1,12 +1,12 @@
 //! The ledger: what the pipeline's weights take, what its last call took, and what was saved.
 
 use super::StableDiffusionPipeline;
-use super::memory_estimate::{DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Plan, Without};
+use super::memory_estimate::{CHECK, DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Plan, Without};
 use crate::error::Result;
 use crate::models::memory::{
     MemoryEstimate, WeightMemory, cast_saving, human_bytes, offload_saving, uses_attention_slicing, weight_memory,
 };
-use crate::nn::{Module, Node};
+use crate::nn::Node;
 use crate::torch::{DeviceExt, MemoryTracker, peak_resident, resident};
 use serde::Serialize;
 use std::fmt;
@@ -15,7 +15,7 @@ use tch::Device;
 /// The most that one part of a call had allocated at once, in bytes above what there was before the call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StageMemory {
-    /// `encode prompt`, `encode image`, `denoise` or `decode`.
+    /// `encode prompt`, `encode image`, `denoise`, `decode` or, with a safety checker, `check`.
     pub name: String,
     /// Activations and workspaces, and weights that were copied for the work.
     pub peak: i64,
@@ -83,20 +83,18 @@ pub(super) struct Watch {
     tracker: Option<MemoryTracker>,
     plan: Option<Plan>,
     /// The names of the call's parts.
-    names: &'static [&'static str],
+    names: Vec<&'static str>,
     stages: Vec<StageMemory>,
 }
 
 impl Watch {
-    pub(super) fn start(device: Device, encodes_image: bool) -> Self {
+    pub(super) fn start(device: Device, encodes_image: bool, checks: bool) -> Self {
         let tracker = MemoryTracker::start(device);
         if let Err(error) = &tracker {
             tracing::debug!("memory is not measured: {error}");
         }
-        let names: &'static [&'static str] = match encodes_image {
-            true => &[ENCODE_PROMPT, ENCODE_IMAGE, DENOISE, DECODE],
-            false => &[ENCODE_PROMPT, DENOISE, DECODE],
-        };
+        let names = [(ENCODE_PROMPT, true), (ENCODE_IMAGE, encodes_image), (DENOISE, true), (DECODE, true), (CHECK, checks)];
+        let names = names.into_iter().filter_map(|(name, there)| there.then_some(name)).collect();
         Self { device, tracker: tracker.ok(), plan: None, names, stages: vec![] }
     }
 
@@ -135,9 +133,7 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// Only if libtorch itself fails.
     pub fn memory_report(&self) -> Result<MemoryReport> {
-        let nodes = [Some(self.text_encoder.node()), self.unet.tree(), Some(self.vae.node())];
-        let names = ["text_encoder", "unet", "vae"];
-        let models: Vec<_> = names.into_iter().zip(nodes).filter_map(|(name, node)| Some((name, node?))).collect();
+        let models = self.nodes();
         let estimate = self.last_call.as_ref().and_then(|last| self.estimate(last.plan, Without::default()).ok());
         Ok(MemoryReport {
             weights: weight_memory(&models)?,

@@ -10,12 +10,12 @@ use crate::models::ModelMixin;
 use crate::nn::{Module, Node};
 use tch::Device;
 
-/// The models that are offloaded, in the order of their use: diffusers' `model_cpu_offload_seq`.
-const MODELS: [&str; 3] = ["text_encoder", "unet", "vae"];
+/// What stays on the device, though others are offloaded: diffusers' `_exclude_from_cpu_offload`.
+const EXCLUDED: &str = "safety_checker";
 
 impl StableDiffusionPipeline {
     /// Has one model at a time on `device`, the others on the CPU: text encoder, UNet, VAE. At the end of a call all are
-    /// on the CPU. Other offloading is switched off first.
+    /// on the CPU. A safety checker goes to `device` for good. Other offloading is switched off first.
     ///
     /// On a CUDA device this was not yet run; with [`Device::Cpu`] it changes nothing but the log.
     ///
@@ -25,13 +25,13 @@ impl StableDiffusionPipeline {
     pub fn enable_model_cpu_offload(&mut self, device: Device) -> Result<()> {
         self.remove_all_hooks()?;
         let models = self.models()?;
-        let models: Vec<_> = models.iter().map(|(name, node)| (*name, node)).collect();
+        let models: Vec<_> = models.iter().filter(|(name, _)| *name != EXCLUDED).map(|(name, node)| (*name, node)).collect();
         self.model_offload = Some(ModelOffload::new(&models, device)?);
-        Ok(())
+        self.safety_checker_to(device)
     }
 
     /// Has each layer's weights on `device` for the time of the layer's own work: the least memory, and the most
-    /// copying. Other offloading is switched off first.
+    /// copying. A safety checker goes to `device` for good. Other offloading is switched off first.
     ///
     /// On a CUDA device this was not yet run; with [`Device::Cpu`] it changes nothing but the log.
     ///
@@ -41,7 +41,8 @@ impl StableDiffusionPipeline {
     pub fn enable_sequential_cpu_offload(&mut self, device: Device) -> Result<()> {
         self.remove_all_hooks()?;
         let models = self.models()?;
-        for (name, node) in &models {
+        let models = models.iter().filter(|(name, _)| *name != EXCLUDED);
+        for (name, node) in models.clone() {
             if node.device() != Device::Cpu {
                 return Err(Error::Argument(format!(
                     "`{name}` was moved from the CPU, where sequential offloading keeps the weights: \
@@ -49,7 +50,15 @@ impl StableDiffusionPipeline {
                 )));
             }
         }
-        models.iter().try_for_each(|(_, node)| apply_sequential_offloading(node, device))
+        for (_, node) in models {
+            apply_sequential_offloading(node, device)?;
+        }
+        self.safety_checker_to(device)
+    }
+
+    fn safety_checker_to(&self, device: Device) -> Result<()> {
+        let Some(checker) = &self.safety_checker else { return Ok(()) };
+        checker.node().to_device(device).map_err(|error| error.within(EXCLUDED))
     }
 
     /// Group offloading for all models but those named in `exclude_modules`, which go to the onload device for good.
@@ -60,8 +69,9 @@ impl StableDiffusionPipeline {
     /// [`Error::Unsupported`] for a UNet without a module tree. Then no offloading is on.
     pub fn enable_group_offload(&mut self, options: &GroupOffloading, exclude_modules: &[&str]) -> Result<()> {
         options.check()?;
-        if let Some(unknown) = exclude_modules.iter().find(|name| !MODELS.contains(name)) {
-            let known = MODELS.join(", ");
+        let known: Vec<_> = self.models()?.into_iter().map(|(name, _)| name).collect();
+        if let Some(unknown) = exclude_modules.iter().find(|name| !known.contains(name)) {
+            let known = known.join(", ");
             return Err(Error::Argument(format!("the pipeline has no model `{unknown}`: it has {known}")));
         }
         self.remove_all_hooks()?;
@@ -91,8 +101,7 @@ impl StableDiffusionPipeline {
         if let Some(offload) = self.model_offload.take() {
             offload.remove();
         }
-        let nodes = [Some(self.text_encoder.node()), self.unet.tree(), Some(self.vae.node())];
-        for node in nodes.into_iter().flatten() {
+        for (_, node) in self.nodes() {
             remove_group_offloading(node)?;
             remove_sequential_offloading(node);
         }
@@ -108,18 +117,16 @@ impl StableDiffusionPipeline {
 
     /// What is offloaded cannot be moved: the hooks would take it where it belongs once more.
     pub(super) fn refuse_to_move(&self) -> Result<()> {
-        let nodes = [Some(self.text_encoder.node()), self.unet.tree(), Some(self.vae.node())];
-        nodes.into_iter().flatten().try_for_each(|node| refuse_if_offloaded(node, "the pipeline cannot be moved"))
+        self.nodes().into_iter().try_for_each(|(_, node)| refuse_if_offloaded(node, "the pipeline cannot be moved"))
     }
 
     fn models(&self) -> Result<Vec<(&'static str, Node)>> {
-        let unet = self.unet.tree().ok_or_else(|| {
-            Error::Unsupported(
+        if self.unet.tree().is_none() {
+            return Err(Error::Unsupported(
                 "this pipeline's UNet has no module tree, so that its weights cannot be offloaded".into(),
-            )
-        })?;
-        let nodes = [self.text_encoder.node(), unet, self.vae.node()];
-        Ok(MODELS.into_iter().zip(nodes.map(Node::clone)).collect())
+            ));
+        }
+        Ok(self.nodes().into_iter().map(|(name, node)| (name, node.clone())).collect())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{
     set_attention_backend, set_fused_projections, set_use_memory_efficient_attention,
 };
-use crate::nn::{Module, set_use_winograd, set_weights_prepack};
+use crate::nn::{set_use_winograd, set_weights_prepack};
 
 impl StableDiffusionPipeline {
     /// Switches every technique off, offloading, casting, slicing, tiling, memory formats, fused projections, packed
@@ -21,13 +21,7 @@ impl StableDiffusionPipeline {
         self.disable_vae_slicing();
         self.disable_vae_tiling();
         self.remove_all_hooks()?;
-        let models = [
-            ("text_encoder", Some(self.text_encoder.node())),
-            ("unet", self.unet.tree()),
-            ("vae", Some(self.vae.node())),
-        ];
-        for (name, node) in models {
-            let Some(node) = node else { continue };
+        for (name, node) in self.nodes() {
             set_fused_projections(node, false);
             set_use_winograd(node, false);
             set_weights_prepack(node, false);

@@ -60,7 +60,8 @@ pub use models::autoencoders::AutoencoderKL;
 pub use models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 pub use models::unets::UNet2DConditionModel;
 pub use pipelines::stable_diffusion::{
-    StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, StableDiffusionSafetyChecker,
+    StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
+    StableDiffusionSafetyChecker,
 };
 pub use schedulers::{Scheduler, SchedulerKind};
 pub use torch::{DeviceExt, Generator, KindExt, MemoryFormat, TensorExt};

@@ -16,6 +16,7 @@ mod memory_ledger;
 mod offloading;
 mod parity;
 mod prepack;
+mod safety;
 mod schedulers;
 mod stable_diffusion;
 mod streams;

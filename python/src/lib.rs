@@ -30,7 +30,9 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
-    use super::models::{AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, UNet2DConditionModel};
+    use super::models::{
+        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, StableDiffusionSafetyChecker, UNet2DConditionModel,
+    };
     #[pymodule_export]
     use super::node::Node;
     #[pymodule_export]

@@ -13,7 +13,8 @@ use tch_diffusers::configuration_utils::{ConfigMap, read_json, write_json};
 use tch_diffusers::loaders::single_file::{OriginalCheckpoint, check_single_file, original_state_dict};
 use tch_diffusers::loaders::{Checkpoint, HubOptions, KeyMap, SaveOptions, StateDict, parse_size};
 use tch_diffusers::{
-    AutoencoderKL, CLIPTextModel, CLIPTokenizer, Error, KindExt, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel,
+    AutoencoderKL, CLIPTextModel, CLIPTokenizer, Error, KindExt, ModelMixin, StableDiffusionPipeline,
+    UNet2DConditionModel,
 };
 
 const EXAMPLES: &str = "\
@@ -90,7 +91,11 @@ impl Convert {
         if from_file.is_file() {
             return self.single_file(from_file, kind);
         }
-        if self.config.is_some() || self.tokenizer.is_some() || self.prediction_type.is_some() || self.image_size.is_some() {
+        if self.config.is_some()
+            || self.tokenizer.is_some()
+            || self.prediction_type.is_some()
+            || self.image_size.is_some()
+        {
             let text = "--config, --tokenizer, --prediction-type and --image-size go with a single file as the input";
             bail!(Error::Argument(text.into()));
         }
@@ -152,7 +157,8 @@ impl Convert {
             }
         }
         let weights = |name: &str, keys: KeyMap, of_transformers: bool| -> anyhow::Result<Vec<_>> {
-            let files = weight_files(&folder.join(name), self.from_variant.as_deref(), of_transformers).context(ModelError)?;
+            let files =
+                weight_files(&folder.join(name), self.from_variant.as_deref(), of_transformers).context(ModelError)?;
             Ok(Checkpoint::open(&files, keys, None, Device::Cpu).context(ModelError)?.state_dict()?)
         };
         let weights = original_state_dict(OriginalCheckpoint {

@@ -206,7 +206,9 @@ impl CLIPImageProcessor {
             1 => Ok(Filter::Lanczos),
             2 => Ok(Filter::Bilinear),
             3 => Ok(Filter::Bicubic),
-            other => Err(Error::Unsupported(format!("`resample` {other}: supported are 1 lanczos, 2 bilinear, 3 bicubic"))),
+            other => {
+                Err(Error::Unsupported(format!("`resample` {other}: supported are 1 lanczos, 2 bilinear, 3 bicubic")))
+            }
         }
     }
 
@@ -220,7 +222,9 @@ impl CLIPImageProcessor {
     /// What becomes of each of a channel's 256 values.
     fn tables(&self, channels: usize) -> Result<Vec<[f32; 256]>> {
         if self.do_normalize && [&self.image_mean, &self.image_std].iter().any(|numbers| numbers.len() != channels) {
-            return Err(Error::Config(format!("`image_mean` and `image_std` do not fit pictures of {channels} channels")));
+            return Err(Error::Config(format!(
+                "`image_mean` and `image_std` do not fit pictures of {channels} channels"
+            )));
         }
         let table = |channel: usize| {
             std::array::from_fn(|value| {

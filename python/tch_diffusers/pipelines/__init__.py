@@ -1,6 +1,7 @@
 """Whole ways from a prompt to a picture, named as in diffusers."""
 
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from tch_diffusers.pipelines.safety_checker import StableDiffusionSafetyChecker
 from tch_diffusers.pipelines.stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
 from tch_diffusers.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from tch_diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
@@ -11,4 +12,5 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionSafetyChecker",
 ]

@@ -17,14 +17,16 @@ import torch
 from tch_diffusers import _tch_diffusers, schedulers
 from tch_diffusers.configuration_utils import FrozenDict
 from tch_diffusers.image_processor import VaeImageProcessor
-from tch_diffusers.models import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
+from tch_diffusers.models import AutoencoderKL, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from tch_diffusers.pipelines.safety_checker import StableDiffusionSafetyChecker
 from tch_diffusers.schedulers import SchedulerMixin
 from tch_diffusers.utils import BaseOutput, Generators, generators_of, logger, randn_tensor
 
 __all__ = ["StableDiffusionBase", "StableDiffusionPipelineOutput"]
 
+FEATURE_EXTRACTORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 SCHEDULERS = tuple(getattr(schedulers, name) for name in schedulers.__all__ if name.endswith("Scheduler"))
 
 
@@ -56,14 +58,15 @@ class StableDiffusionBase(DiffusionPipeline):
     """The components of Stable Diffusion, and all that is done with them but for the calls."""
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
+    _exclude_from_cpu_offload = ["safety_checker"]
     _component_classes = {
         "vae": {"AutoencoderKL": AutoencoderKL},
         "text_encoder": {"CLIPTextModel": CLIPTextModel},
         "tokenizer": {"CLIPTokenizer": CLIPTokenizer, "CLIPTokenizerFast": CLIPTokenizer},
         "unet": {"UNet2DConditionModel": UNet2DConditionModel},
         "scheduler": {scheduler.__name__: scheduler for scheduler in SCHEDULERS},
-        "safety_checker": {},
-        "feature_extractor": {},
+        "safety_checker": {"StableDiffusionSafetyChecker": StableDiffusionSafetyChecker},
+        "feature_extractor": {name: CLIPImageProcessor for name in FEATURE_EXTRACTORS},
         "image_encoder": {},
     }
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -80,8 +83,13 @@ class StableDiffusionBase(DiffusionPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        if safety_checker is not None:
-            raise NotImplementedError("a safety checker is not run: leave `safety_checker` at None, and look by yourself")
+        if safety_checker is None and requires_safety_checker:
+            logger.warning(
+                "there is no safety checker, though this model asks for one: the pictures are not looked at. Mind the licence "
+                "of Stable Diffusion, and show no unfiltered pictures in public"
+            )
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("a safety checker needs a `feature_extractor`: pass one, or `safety_checker=None`")
         self.register_to_config(requires_safety_checker=requires_safety_checker)
         self.register_modules(
             vae=vae,
@@ -89,7 +97,7 @@ class StableDiffusionBase(DiffusionPipeline):
             tokenizer=tokenizer,
             unet=unet,
             scheduler=_up_to_date(scheduler),
-            safety_checker=None,
+            safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
@@ -441,15 +449,28 @@ class StableDiffusionBase(DiffusionPipeline):
         last: torch.Tensor = tensors["latents"]
         return last
 
-    def _pictures(self, latents: torch.Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return latents
-        decoded = _first(self.vae.decode(latents / self.vae.config.scaling_factor))
-        return self.image_processor.postprocess(decoded, output_type)
+    def run_safety_checker(
+        self, image: torch.Tensor, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, list[bool] | None]:
+        """The pictures that the VAE decoded, of which the safety checker blackened some, and which; none without one."""
+        if self.safety_checker is None:
+            return image, None
+        shown = self.image_processor.postprocess(image, "pil")
+        clip_input = self.feature_extractor(shown, return_tensors="pt").pixel_values.to(device).to(dtype)
+        checked, flags = self.safety_checker(images=image, clip_input=clip_input)
+        return checked, [bool(flag) for flag in flags]
 
-    def _finish(self, image: Any, return_dict: bool) -> Any:
+    def _pictures(self, latents: torch.Tensor, output_type: str, dtype: torch.dtype) -> tuple[Any, list[bool] | None]:
+        if output_type == "latent":
+            return latents, None
+        decoded = _first(self.vae.decode(latents / self.vae.config.scaling_factor))
+        checked, flags = self.run_safety_checker(decoded, self._execution_device, dtype)
+        brought = None if flags is None else [not flag for flag in flags]
+        return self.image_processor.postprocess(checked, output_type, brought), flags
+
+    def _finish(self, image: Any, flags: list[bool] | None, return_dict: bool) -> Any:
         self.maybe_free_model_hooks()
-        return StableDiffusionPipelineOutput(image) if return_dict else (image, None)
+        return StableDiffusionPipelineOutput(image, flags) if return_dict else (image, flags)
 
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, Any]:
         """What this scheduler's `step` takes beside output, timestep and sample."""
@@ -484,7 +505,7 @@ class StableDiffusionBase(DiffusionPipeline):
         return torch.nn.functional.pad(embedding, (0, embedding_dim % 2))
 
     def _saved_options(self) -> dict[str, Any]:
-        return {"requires_safety_checker": False}
+        return {"requires_safety_checker": bool(self.config.requires_safety_checker)}
 
 
 def retrieve_timesteps(

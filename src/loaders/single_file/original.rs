@@ -11,6 +11,17 @@ use tch::Tensor;
 /// What tells the text encoder of Stable Diffusion 2.x from that of 1.x: it is deeper.
 const DEEP: &str = "encoder.layers.22.layer_norm2.bias";
 
+/// The last layers of models that such files hold: four blocks, two layers on the way down and three on the way up.
+const LAST: [(&str, [&str; 2]); 2] = [
+    ("unet", ["down_blocks.3.resnets.1.conv1.weight", "up_blocks.3.resnets.2.conv1.weight"]),
+    ("vae", ["encoder.down_blocks.3.resnets.1.conv1.weight", "decoder.up_blocks.3.resnets.2.conv1.weight"]),
+];
+
+/// Blocks of the UNet each way, and the layers in each of them.
+const UNET_BLOCKS: usize = 4;
+const LAYERS_DOWN: usize = 2;
+const LAYERS_UP: usize = 3;
+
 /// The weights of Stable Diffusion's models, by the keys that the models have for them.
 #[derive(Debug)]
 pub struct OriginalCheckpoint {
@@ -47,6 +58,14 @@ pub fn original_state_dict(models: OriginalCheckpoint) -> Result<Vec<(String, Te
             }
         }
     }
+    for ((model, keys), name) in LAST.iter().zip([original_unet_key as KeyMap, original_vae_key]) {
+        if let Some(key) = keys.iter().find(|key| name(key).is_none_or(|name| !weights.contains_key(&name))) {
+            return Err(Error::Unsupported(format!(
+                "the {model} has no `{key}`: without four blocks of two layers it has no place in a single file of Stable \
+                 Diffusion 1.x or 2.x"
+            )));
+        }
+    }
     Ok(weights.into_iter().collect())
 }
 
@@ -54,7 +73,9 @@ pub fn original_state_dict(models: OriginalCheckpoint) -> Result<Vec<(String, Te
 fn original(model: &str, key: &str, name: KeyMap, back: KeyMap) -> Result<String> {
     let found = name(key).filter(|name| back(name).as_deref() == Some(key));
     found.ok_or_else(|| {
-        Error::Unsupported(format!("`{key}` of the {model} has no place in a single file of Stable Diffusion 1.x or 2.x"))
+        Error::Unsupported(format!(
+            "`{key}` of the {model} has no place in a single file of Stable Diffusion 1.x or 2.x"
+        ))
     })
 }
 
@@ -114,19 +135,22 @@ fn of_block(key: &str) -> Option<String> {
     let (kind, rest) = rest.split_once('.')?;
     let (layer, rest) = rest.split_once('.')?;
     let (block, layer): (usize, usize) = (block.parse().ok()?, layer.parse().ok()?);
-    let first = block.checked_mul(3)?;
-    let number = first.checked_add(layer)?;
+    if block >= UNET_BLOCKS || layer >= if side == "down_blocks" { LAYERS_DOWN } else { LAYERS_UP } {
+        return None;
+    }
+    let first = block * LAYERS_UP;
+    let number = first + layer;
     match (side, kind) {
-        ("down_blocks", "resnets") => Some(format!("input_blocks.{}.0.{}", number.checked_add(1)?, of_resnet(rest)?)),
-        ("down_blocks", "attentions") => Some(format!("input_blocks.{}.1.{rest}", number.checked_add(1)?)),
+        ("down_blocks", "resnets") => Some(format!("input_blocks.{}.0.{}", number + 1, of_resnet(rest)?)),
+        ("down_blocks", "attentions") => Some(format!("input_blocks.{}.1.{rest}", number + 1)),
         ("down_blocks", "downsamplers") => {
-            Some(format!("input_blocks.{}.0.op.{}", first.checked_add(3)?, rest.strip_prefix("conv.")?))
+            Some(format!("input_blocks.{}.0.op.{}", first + 3, rest.strip_prefix("conv.")?))
         }
         ("up_blocks", "resnets") => Some(format!("output_blocks.{number}.0.{}", of_resnet(rest)?)),
         ("up_blocks", "attentions") => Some(format!("output_blocks.{number}.1.{rest}")),
         // The first block has no attention before it.
         ("up_blocks", "upsamplers") => {
-            Some(format!("output_blocks.{}.{}.{rest}", first.checked_add(2)?, if block == 0 { 1 } else { 2 }))
+            Some(format!("output_blocks.{}.{}.{rest}", first + 2, if block == 0 { 1 } else { 2 }))
         }
         _ => None,
     }

@@ -49,7 +49,10 @@ impl CLIPVisionEmbeddings {
             let (expected, side) = (self.num_channels, self.image_size);
             if [channels, height, width] != [expected, side, side] {
                 let found = [channels, height, width];
-                return Err(Error::Shape(format!("pictures are {found:?}, where {:?} is looked at", [expected, side, side])));
+                return Err(Error::Shape(format!(
+                    "pictures are {found:?}, where {:?} is looked at",
+                    [expected, side, side]
+                )));
             }
             let class_embedding = self.class_embedding.get();
             let pixel_values = pixel_values.f_to_kind(class_embedding.kind())?;

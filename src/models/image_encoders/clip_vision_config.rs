@@ -74,7 +74,9 @@ impl CLIPVisionConfig {
         let side = if patch < 1 { 0 } else { image / patch };
         match side.checked_mul(side).and_then(|patches| patches.checked_add(1)) {
             Some(positions) if side > 0 => Ok(positions),
-            _ => Err(Error::Config(format!("no patch of `patch_size` {patch} is in a picture of `image_size` {image}"))),
+            _ => {
+                Err(Error::Config(format!("no patch of `patch_size` {patch} is in a picture of `image_size` {image}")))
+            }
         }
     }
 }

@@ -105,7 +105,10 @@ mod tests {
             }"#,
         )
         .unwrap();
-        assert_eq!((config.hidden_size, config.layer().unwrap().head_dim().unwrap(), config.eos().unwrap()), (768, 64, 2));
+        assert_eq!(
+            (config.hidden_size, config.layer().unwrap().head_dim().unwrap(), config.eos().unwrap()),
+            (768, 64, 2)
+        );
         assert_eq!(config.activation().unwrap(), Activation::QuickGelu);
         assert!(!config.use_attention_mask);
     }

@@ -3,7 +3,8 @@
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
 use crate::models::memory::{
-    Arena, Decoding, MemoryEstimate, Options, Shadow, StageEstimate, decode, persistent, text_encoder, unet, vision_model,
+    Arena, Decoding, MemoryEstimate, Options, Shadow, StageEstimate, decode, persistent, text_encoder, unet,
+    vision_model,
 };
 use crate::nn::Node;
 use std::rc::Rc;

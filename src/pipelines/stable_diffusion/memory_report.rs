@@ -93,7 +93,8 @@ impl Watch {
         if let Err(error) = &tracker {
             tracing::debug!("memory is not measured: {error}");
         }
-        let names = [(ENCODE_PROMPT, true), (ENCODE_IMAGE, encodes_image), (DENOISE, true), (DECODE, true), (CHECK, checks)];
+        let names =
+            [(ENCODE_PROMPT, true), (ENCODE_IMAGE, encodes_image), (DENOISE, true), (DECODE, true), (CHECK, checks)];
         let names = names.into_iter().filter_map(|(name, there)| there.then_some(name)).collect();
         Self { device, tracker: tracker.ok(), plan: None, names, stages: vec![] }
     }

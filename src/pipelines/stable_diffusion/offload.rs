@@ -25,7 +25,8 @@ impl StableDiffusionPipeline {
     pub fn enable_model_cpu_offload(&mut self, device: Device) -> Result<()> {
         self.remove_all_hooks()?;
         let models = self.models()?;
-        let models: Vec<_> = models.iter().filter(|(name, _)| *name != EXCLUDED).map(|(name, node)| (*name, node)).collect();
+        let models: Vec<_> =
+            models.iter().filter(|(name, _)| *name != EXCLUDED).map(|(name, node)| (*name, node)).collect();
         self.model_offload = Some(ModelOffload::new(&models, device)?);
         self.safety_checker_to(device)
     }

@@ -24,9 +24,8 @@ impl StableDiffusionPipeline {
         })?;
         let pictures = self.image_processor.postprocess(image, OutputType::Image)?.into_images()?;
         let clip_input = extractor.preprocess(&pictures)?.f_to_device(checker.node().execution_device())?;
-        let (image, has_nsfw_concept) = checker
-            .forward(&clip_input.f_to_kind(kind)?, image)
-            .map_err(|error| error.within("safety_checker"))?;
+        let (image, has_nsfw_concept) =
+            checker.forward(&clip_input.f_to_kind(kind)?, image).map_err(|error| error.within("safety_checker"))?;
         Ok((image, Some(has_nsfw_concept)))
     }
 

@@ -137,7 +137,8 @@ impl StableDiffusionSafetyChecker {
     /// # Errors
     /// As [`StableDiffusionSafetyChecker::scores`].
     pub fn forward(&self, clip_input: &Tensor, images: &Tensor) -> Result<(Tensor, Vec<bool>)> {
-        let has_nsfw_concepts: Vec<bool> = self.scores(clip_input)?.iter().map(SafetyScores::has_nsfw_concept).collect();
+        let has_nsfw_concepts: Vec<bool> =
+            self.scores(clip_input)?.iter().map(SafetyScores::has_nsfw_concept).collect();
         if !has_nsfw_concepts.contains(&true) {
             return Ok((images.shallow_clone(), has_nsfw_concepts));
         }

@@ -7,7 +7,8 @@ use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::image_processor::CLIPImageProcessor;
 use crate::loaders::single_file::{
-    OPEN_CLIP_PROJECTIONS, SingleFileModel, check_single_file, ldm_clip_key, ldm_open_clip_key, ldm_unet_key, ldm_vae_key,
+    OPEN_CLIP_PROJECTIONS, SingleFileModel, check_single_file, ldm_clip_key, ldm_open_clip_key, ldm_unet_key,
+    ldm_vae_key,
 };
 use crate::loaders::{Checkpoint, HubOptions, KeyMap};
 use crate::models::ModelMixin;
@@ -219,7 +220,9 @@ const PIXELS_TO_A_LATENT: i64 = 8;
 
 fn repositorys_tokenizer(model: SingleFileModel, hub: &HubOptions) -> Result<CLIPTokenizer> {
     let folder = hub.configuration_folder(Path::new(model.repository())).map_err(|error| match error {
-        Error::Hub(text) => Error::Hub(format!("{text} (a single file has no tokenizer: pass one, or a folder that has it)")),
+        Error::Hub(text) => {
+            Error::Hub(format!("{text} (a single file has no tokenizer: pass one, or a folder that has it)"))
+        }
         other => other,
     })?;
     CLIPTokenizer::from_pretrained(folder.join("tokenizer"))

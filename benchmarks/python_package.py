@@ -20,40 +20,38 @@ from bench import machine
 RESULTS = Path(__file__).parent / "results"
 PROMPT = "a yellow star on a black background"
 PICTURE = """
-import torch
+import time, torch
+start = time.perf_counter()
 from {library} import StableDiffusionPipeline
 pipe = StableDiffusionPipeline.from_pretrained({model!r}, torch_dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 pipe({prompt!r}, num_inference_steps=25, generator=torch.Generator().manual_seed(7)).images[0].save({output!r})
+print(time.perf_counter() - start)
 """
 
 
-def seconds(source: str) -> float:
-    """How long a fresh interpreter runs `source`."""
+def seconds(source: str) -> tuple[float, float]:
+    """How long a fresh interpreter runs `source`, and the seconds that this prints at its end."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", source], check=True, capture_output=True)
-    return time.perf_counter() - start
+    result = subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True)
+    return time.perf_counter() - start, float(result.stdout.split()[-1])
 
 
-def processes(runs: int, sources: dict[str, str]) -> dict[str, float]:
-    """The median time of each program, in turns, after one of each that counts for nothing."""
-    times: dict[str, list[float]] = {name: [] for name in sources}
+def processes(runs: int, sources: dict[str, str]) -> tuple[dict[str, float], dict[str, float]]:
+    """The median times of each program, whole and as it says, in turns, after one of each that counts for nothing."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
     for run in range(runs + 1):
         for name, source in sources.items():
             times[name].append(seconds(source))
-    return {name: median(values[1:]) for name, values in times.items()}
+    whole = {name: median(total for total, _ in values[1:]) for name, values in times.items()}
+    return whole, {name: median(said for _, said in values[1:]) for name, values in times.items()}
 
 
 def imports(runs: int) -> dict:
     """What importing costs beyond `import torch`, by a clock inside a fresh interpreter."""
     clock = "import torch, time; start = time.perf_counter(); from {} import StableDiffusionPipeline; print(time.perf_counter() - start)"
-    times: dict[str, list[float]] = {"ours": [], "diffusers": []}
-    for _ in range(runs + 1):
-        for name, library in (("ours", "tch_diffusers"), ("diffusers", "diffusers")):
-            command = [sys.executable, "-c", clock.format(library)]
-            result = subprocess.run(command, check=True, capture_output=True, text=True)
-            times[name].append(float(result.stdout.split()[-1]))
-    found = {name: median(values[1:]) for name, values in times.items()}
+    sources = {name: clock.format(library) for name, library in (("ours", "tch_diffusers"), ("diffusers", "diffusers"))}
+    _, found = processes(runs, sources)
     return {
         "name": "import of StableDiffusionPipeline, beyond import torch",
         "ours_seconds": found["ours"],
@@ -61,15 +59,19 @@ def imports(runs: int) -> dict:
     }
 
 
-def first_picture(runs: int, model: str, folder: Path) -> dict:
-    """From the start of Python to a PNG."""
+def first_picture(runs: int, model: str, folder: Path) -> list[dict]:
+    """From the start of Python to a PNG, and from the library's import to it."""
     sources = {
         name: PICTURE.format(library=library, model=model, prompt=PROMPT, output=str(folder / f"{name}.png"))
         for name, library in (("ours", "tch_diffusers"), ("diffusers", "diffusers"))
     }
-    found = processes(runs, sources)
+    whole, imported = processes(runs, sources)
     same = (folder / "ours.png").read_bytes() == (folder / "diffusers.png").read_bytes()
-    return row("start of Python to PNG, bundled model, 25 steps; the same file: " + ("yes" if same else "no"), found, same)
+    what = "PNG, bundled model, 25 steps; the same file: " + ("yes" if same else "no")
+    return [
+        row(f"start of Python, with import torch, to {what}", whole, same),
+        row(f"import of the library, beyond import torch, to {what}", imported, same),
+    ]
 
 
 def nothing(pipe) -> None:
@@ -160,7 +162,7 @@ def main() -> None:
 
     model = str(bundled_model())
     with tempfile.TemporaryDirectory() as folder:
-        rows = [imports(runs), first_picture(runs, model, Path(folder))]
+        rows = [imports(runs), *first_picture(runs, model, Path(folder))]
     rows += one_process(runs, model, "25 steps, bundled model, in one process", num_inference_steps=25)
     if options.real_size:
         from memory import stable_diffusion

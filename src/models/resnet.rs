@@ -32,7 +32,7 @@ impl FromStr for TimeEmbeddingNorm {
             "default" => Ok(Self::Default),
             "scale_shift" => Ok(Self::ScaleShift),
             other => Err(Error::Unsupported(format!(
-                "resnet_time_scale_shift `{other}`: supported are default, scale_shift"
+                "`{other}` is not supported: use default or scale_shift"
             ))),
         }
     }

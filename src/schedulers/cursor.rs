@@ -57,6 +57,14 @@ fn index_for_timestep(timesteps: &[f64], timestep: f64) -> Result<usize> {
     })
 }
 
+/// Custom timesteps as diffusers takes them: whole, and at least one.
+pub(super) fn whole_timesteps(custom: &[f64]) -> Result<Vec<f64>> {
+    match custom.is_empty() {
+        true => Err(Error::Argument("a run needs one timestep or more".into())),
+        false => Ok(custom.iter().map(|t| t.trunc()).collect()),
+    }
+}
+
 /// The error of a step without a run.
 pub(super) fn not_set(class_name: &str) -> Error {
     Error::Argument(format!("{class_name} has no timesteps yet: run `set_timesteps` first"))

@@ -6,7 +6,7 @@
 use super::arrays::{linspace, sqrt, through_libtorch};
 use super::scheduling_utils::PredictionType;
 use super::step_math::{PerSample, onto, predicted_x0, scaled};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::torch::TensorExt;
 use tch::Tensor;
 
@@ -48,14 +48,6 @@ impl Point {
             PredictionType::FlowPrediction => onto(sample, scaled(-level, output)?),
             other => predicted_x0(other, output, sample, self.alpha, self.sigma),
         }
-    }
-}
-
-/// How far `mu` shifts the noise levels of a flow-matching run.
-pub(super) fn exponential_shift(mu: f64, use_dynamic_shifting: bool, time_shift_type: &str) -> Result<f64> {
-    match (use_dynamic_shifting, time_shift_type) {
-        (true, "exponential") => Ok(mu.exp()),
-        _ => Err(Error::Argument("`mu` needs `use_dynamic_shifting`, and exponential as `time_shift_type`".into())),
     }
 }
 

@@ -4,10 +4,8 @@
 
 use super::arrays::interp;
 use super::betas::{BetaConfig, log_sigmas, training_sigmas};
-use super::cursor::takes_no_custom;
-use super::scheduling_euler_discrete::one_of_the_sigmas;
 use super::scheduling_utils::{PredictionType, Timesteps};
-use super::sigmas::{LogSigmas, SigmaRange};
+use super::sigmas::{LogSigmas, SigmaRange, SigmaSwitches};
 use super::spacing::TimestepSpacing;
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
@@ -20,9 +18,8 @@ pub(super) struct LevelOptions {
     #[serde(flatten)]
     pub(super) betas: BetaConfig,
     pub(super) prediction_type: PredictionType,
-    pub(super) use_karras_sigmas: bool,
-    pub(super) use_exponential_sigmas: bool,
-    pub(super) use_beta_sigmas: bool,
+    #[serde(flatten)]
+    pub(super) switches: SigmaSwitches,
     pub(super) timestep_spacing: TimestepSpacing,
     pub(super) steps_offset: i64,
 }
@@ -32,9 +29,7 @@ impl Default for LevelOptions {
         Self {
             betas: BetaConfig::default(),
             prediction_type: PredictionType::Epsilon,
-            use_karras_sigmas: false,
-            use_exponential_sigmas: false,
-            use_beta_sigmas: false,
+            switches: SigmaSwitches::default(),
             timestep_spacing: TimestepSpacing::Linspace,
             steps_offset: 0,
         }
@@ -78,7 +73,7 @@ impl LevelOptions {
 
     /// Refuses what diffusers refuses, and predictions beside `predictions`.
     pub(super) fn check(&self, class_name: &str, predictions: &[PredictionType]) -> Result<()> {
-        one_of_the_sigmas(&self.switches())?;
+        self.switches.check()?;
         if !predictions.contains(&self.prediction_type) {
             let names = predictions.iter().map(|prediction| prediction.name()).collect::<Vec<_>>().join(", ");
             return Err(Error::Unsupported(format!(
@@ -87,14 +82,6 @@ impl LevelOptions {
             )));
         }
         Ok(())
-    }
-
-    fn switches(&self) -> [(&'static str, bool); 3] {
-        [
-            ("use_karras_sigmas", self.use_karras_sigmas),
-            ("use_exponential_sigmas", self.use_exponential_sigmas),
-            ("use_beta_sigmas", self.use_beta_sigmas),
-        ]
     }
 
     /// The request for all of the training's timesteps, which diffusers lays out before any other.
@@ -111,20 +98,14 @@ impl LevelOptions {
     /// The request that `set_timesteps` of a class without custom timesteps is given.
     pub(super) fn request(&self, timesteps: Timesteps<'_>, class_name: &str) -> Result<Request> {
         self.betas.check()?;
-        match timesteps {
-            Timesteps::Steps(steps) => self.spaced(steps),
-            Timesteps::Timesteps(_) => Err(takes_no_custom(class_name, "timesteps")),
-            Timesteps::Sigmas(_) => Err(takes_no_custom(class_name, "sigmas")),
-        }
+        self.spaced(timesteps.steps(class_name)?)
     }
 
     /// The same of a class that takes custom timesteps.
     pub(super) fn request_or_custom(&self, timesteps: Timesteps<'_>, class_name: &str) -> Result<Request> {
         let Timesteps::Timesteps(custom) = timesteps else { return self.request(timesteps, class_name) };
         self.betas.check()?;
-        if let Some((name, _)) = self.switches().iter().find(|(_, set)| *set) {
-            return Err(Error::Argument(format!("custom timesteps cannot be combined with `{name}`")));
-        }
+        self.switches.leave_room_for_custom_timesteps(&[])?;
         Ok(Request { timesteps: custom.iter().map(|t| f64::from(*t as f32)).collect(), steps: custom.len() })
     }
 
@@ -136,16 +117,7 @@ impl LevelOptions {
             return Err(Error::Argument("a run needs one timestep or more".into()));
         };
         let range = SigmaRange::new(config, *first, *last);
-        let replaced = if self.use_karras_sigmas {
-            Some(range.karras(steps))
-        } else if self.use_exponential_sigmas {
-            Some(range.exponential(steps))
-        } else if self.use_beta_sigmas {
-            Some(range.beta(steps))
-        } else {
-            None
-        };
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = self.switches.levels(range, steps) {
             timesteps = replaced.iter().map(|sigma| training.logs.timestep(*sigma)).collect::<Result<_>>()?;
             sigmas = replaced;
         }
@@ -170,7 +142,10 @@ mod tests {
 
     #[test]
     fn custom_timesteps_leave_no_room_for_other_levels() {
-        let options = LevelOptions { use_beta_sigmas: true, ..LevelOptions::default() };
+        let options = LevelOptions {
+            switches: SigmaSwitches { use_beta_sigmas: true, ..SigmaSwitches::default() },
+            ..LevelOptions::default()
+        };
         let error =
             options.request_or_custom(Timesteps::Timesteps(&[9.0]), "Heun").err().map(|error| error.to_string());
         assert_eq!(error.as_deref(), Some("custom timesteps cannot be combined with `use_beta_sigmas`"));

@@ -4,13 +4,14 @@
 
 use super::arrays::sqrt;
 use super::betas::BetaConfig;
-use super::cursor::{not_set, takes_no_custom};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::cursor::not_set;
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured,
+};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
-use super::step_math::{
-    LimitOptions, PerSample, axpby, mix, predicted_epsilon, predicted_x0, remove_and_divide, scaled, sum,
-};
+use super::step_math::{LimitOptions, axpby, predicted_epsilon, predicted_x0, remove_and_divide, scaled, sum};
+use super::variance_preserving::{alpha_at, at_most_trained, noised, velocity};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::torch::randn_tensor;
@@ -115,42 +116,14 @@ impl DDIMScheduler {
     }
 }
 
-/// alpha_bar at `timestep`.
-pub(super) fn alpha_at(alphas_cumprod: &[f32], timestep: i64) -> Result<f32> {
-    let alpha = usize::try_from(timestep).ok().and_then(|timestep| alphas_cumprod.get(timestep));
-    alpha.copied().ok_or_else(|| {
-        Error::Argument(format!("timestep {timestep} is not among the {} training timesteps", alphas_cumprod.len()))
-    })
-}
-
-/// alpha_bar at each of `timesteps`, to be multiplied with `like`.
-pub(super) fn alphas_at(alphas_cumprod: &[f32], timesteps: &[f64], like: &Tensor) -> Result<PerSample> {
-    let alphas = timesteps.iter().map(|timestep| alpha_at(alphas_cumprod, *timestep as i64));
-    PerSample::new(&alphas.collect::<Result<Vec<_>>>()?, like)
-}
-
 impl Scheduler for DDIMScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
-        let steps = match timesteps {
-            Timesteps::Steps(steps) => steps,
-            Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
-            Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
-        };
+        let steps = timesteps.steps(Self::CLASS_NAME)?;
         self.options.betas.check()?;
         let train = self.options.betas.num_train_timesteps;
-        if steps as i64 > train {
-            return Err(Error::Argument(format!(
-                "`num_inference_steps` is {steps}, more than the {train} timesteps of the training"
-            )));
-        }
+        at_most_trained(steps, train)?;
         let timesteps = self.options.timestep_spacing.timesteps(train, steps, self.options.steps_offset)?;
         self.num_inference_steps = steps;
         self.timesteps = timesteps.into_iter().map(f64::round_ties_even).collect();
@@ -161,14 +134,6 @@ impl Scheduler for DDIMScheduler {
 
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&mut self, sample: &Tensor, _timestep: f64) -> Result<Tensor> {
-        Ok(sample.shallow_clone())
     }
 
     fn step(
@@ -217,17 +182,10 @@ impl Scheduler for DDIMScheduler {
     }
 
     fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let alphas = alphas_at(&self.alphas_cumprod, timesteps, original_samples)?;
-        let (signal, sigma) = alphas.signal_and_noise()?;
-        mix(&signal, original_samples, &sigma, noise)
+        noised(&self.alphas_cumprod, original_samples, noise, timesteps)
     }
 
     fn get_velocity(&self, sample: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, sample)?.signal_and_noise()?;
-        mix(&signal, noise, &sigma.f_neg()?, sample)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
+        velocity(&self.alphas_cumprod, sample, noise, timesteps)
     }
 }

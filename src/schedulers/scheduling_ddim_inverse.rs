@@ -4,12 +4,14 @@
 
 use super::arrays::sqrt;
 use super::betas::BetaConfig;
-use super::cursor::{not_set, takes_no_custom};
-use super::scheduling_ddim::{alpha_at, alphas_at};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::cursor::not_set;
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured,
+};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
-use super::step_math::{axpby, mix, predicted_epsilon, predicted_x0};
+use super::step_math::{axpby, predicted_epsilon, predicted_x0};
+use super::variance_preserving::{alpha_at, at_most_trained, noised};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -78,28 +80,14 @@ impl SchedulerMixin for DDIMInverseScheduler {
 }
 
 impl Scheduler for DDIMInverseScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
-        let steps = match timesteps {
-            Timesteps::Steps(steps) => steps,
-            Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
-            Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
-        };
+        let steps = timesteps.steps(Self::CLASS_NAME)?;
         let options = &self.options;
         options.betas.check()?;
         let train = options.betas.num_train_timesteps;
-        if steps as i64 > train {
-            return Err(Error::Argument(format!(
-                "`num_inference_steps` is {steps}, more than the {train} timesteps of the training"
-            )));
-        }
+        at_most_trained(steps, train)?;
         if options.timestep_spacing == TimestepSpacing::Linspace {
             return Err(Error::Config(
                 "DDIMInverseScheduler has no `timestep_spacing` linspace: use leading or trailing".into(),
@@ -113,14 +101,6 @@ impl Scheduler for DDIMInverseScheduler {
 
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&mut self, sample: &Tensor, _timestep: f64) -> Result<Tensor> {
-        Ok(sample.shallow_clone())
     }
 
     fn step(
@@ -152,11 +132,6 @@ impl Scheduler for DDIMInverseScheduler {
 
     // Differs from diffusers: it has none here. The noising process is DDIM's.
     fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, original_samples)?.signal_and_noise()?;
-        mix(&signal, original_samples, &sigma, noise)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
+        noised(&self.alphas_cumprod, original_samples, noise, timesteps)
     }
 }

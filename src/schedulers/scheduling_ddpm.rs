@@ -7,11 +7,13 @@ mod variance;
 use super::arrays::sqrt;
 use super::betas::{BetaConfig, BetaSchedule};
 use super::cursor::takes_no_custom;
-use super::scheduling_ddim::{alpha_at, alphas_at};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured,
+};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
-use super::step_math::{LimitOptions, axpby, mix, predicted_x0, sum};
+use super::step_math::{LimitOptions, axpby, predicted_x0, sum};
+use super::variance_preserving::{alpha_at, at_most_trained, noised, velocity};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -134,13 +136,7 @@ pub(super) fn descending(custom: &[f64], train: i64) -> Result<Vec<f64>> {
 }
 
 impl Scheduler for DDPMScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         let options = &self.options;
@@ -149,12 +145,8 @@ impl Scheduler for DDPMScheduler {
         self.timesteps = match timesteps {
             Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
             Timesteps::Timesteps(custom) => descending(custom, train)?,
-            Timesteps::Steps(steps) if steps as i64 > train => {
-                return Err(Error::Argument(format!(
-                    "`num_inference_steps` is {steps}, more than the {train} timesteps of the training"
-                )));
-            }
             Timesteps::Steps(steps) => {
+                at_most_trained(steps, train)?;
                 let spaced = options.timestep_spacing.timesteps(train, steps, options.steps_offset)?;
                 spaced.into_iter().map(f64::round_ties_even).collect()
             }
@@ -164,14 +156,6 @@ impl Scheduler for DDPMScheduler {
 
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&mut self, sample: &Tensor, _timestep: f64) -> Result<Tensor> {
-        Ok(sample.shallow_clone())
     }
 
     fn step(
@@ -198,16 +182,10 @@ impl Scheduler for DDPMScheduler {
     }
 
     fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, original_samples)?.signal_and_noise()?;
-        mix(&signal, original_samples, &sigma, noise)
+        noised(&self.alphas_cumprod, original_samples, noise, timesteps)
     }
 
     fn get_velocity(&self, sample: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, sample)?.signal_and_noise()?;
-        mix(&signal, noise, &sigma.f_neg()?, sample)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
+        velocity(&self.alphas_cumprod, sample, noise, timesteps)
     }
 }

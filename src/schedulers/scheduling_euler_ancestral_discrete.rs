@@ -5,15 +5,15 @@
 
 use super::arrays::{interp, sqrt};
 use super::betas::{BetaConfig, keep_last_sigma_finite, training_sigmas};
-use super::cursor::{Cursor, takes_no_custom};
-use super::scheduling_euler_discrete::{Run, pred_original_sample};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::noise_run::{NoiseLevels, NoiseRun, pred_original_sample};
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured, as_it_runs,
+};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::torch::randn_tensor;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -46,11 +46,8 @@ pub struct EulerAncestralDiscreteScheduler {
     options: Options,
     config: ConfigMap,
     training_sigmas: Vec<f32>,
-    training: Run,
-    /// Empty timesteps before `set_timesteps`.
-    run: Run,
+    run: NoiseRun,
     splits: Vec<Split>,
-    cursor: Cursor,
 }
 
 /// How a step between two noise levels is split.
@@ -86,66 +83,36 @@ impl SchedulerMixin for EulerAncestralDiscreteScheduler {
             keep_last_sigma_finite(&mut alphas_cumprod);
         }
         let training_sigmas = training_sigmas(&alphas_cumprod)?;
-        let training = Run::training(&training_sigmas)?;
-        let (run, splits, cursor) = Default::default();
-        Ok(Self { options, config, training_sigmas, training, run, splits, cursor })
-    }
-}
-
-impl EulerAncestralDiscreteScheduler {
-    fn run(&self) -> &Run {
-        if self.run.timesteps.is_empty() { &self.training } else { &self.run }
+        let run = NoiseRun::new(NoiseLevels::training(&training_sigmas)?);
+        Ok(Self { options, config, training_sigmas, run, splits: Vec::new() })
     }
 }
 
 impl Scheduler for EulerAncestralDiscreteScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
+    as_it_runs!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
-        let steps = match timesteps {
-            Timesteps::Steps(steps) => steps,
-            Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
-            Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
-        };
+        let steps = timesteps.steps(Self::CLASS_NAME)?;
         let options = &self.options;
         options.betas.check()?;
         let train = options.betas.num_train_timesteps;
         let spaced = options.timestep_spacing.timesteps(train, steps, options.steps_offset)?;
         let timesteps: Vec<f64> = spaced.into_iter().map(|t| f64::from(t as f32)).collect();
         let sigmas = timesteps.iter().map(|t| interp(*t, &self.training_sigmas) as f32).chain([0.0]).collect();
-        self.run = Run::new(timesteps, sigmas)?;
-        let pairs = self.run.sigmas.windows(2);
+        let levels = NoiseLevels::new(timesteps, sigmas)?;
+        let pairs = levels.sigmas.windows(2);
         self.splits = pairs.map(|pair| Split::new(pair[0], pair[1])).collect::<Result<_>>()?;
-        self.cursor = Cursor::default();
+        self.run.start(levels);
         Ok(())
     }
 
-    fn set_begin_index(&mut self, index: usize) {
-        self.cursor.begin_at(index);
-    }
-
-    fn timesteps(&self) -> &[f64] {
-        &self.run.timesteps
-    }
-
-    fn sigmas(&self) -> &[f32] {
-        &self.run().sigmas
-    }
-
     fn init_noise_sigma(&self) -> f64 {
-        self.run().init_noise_sigma(self.options.timestep_spacing)
+        self.run.init_noise_sigma(self.options.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
-        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        self.run.scale_model_input(sample, timestep)
     }
 
     fn step(
@@ -155,33 +122,20 @@ impl Scheduler for EulerAncestralDiscreteScheduler {
         sample: &Tensor,
         options: StepOptions<'_>,
     ) -> Result<SchedulerOutput> {
-        // Without a run, a step walks the training's timesteps, as in diffusers.
-        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
-        let index = self.cursor.locate(&run.timesteps, timestep)?;
+        let index = self.run.locate(timestep)?;
+        let levels = self.run.levels();
         let kind = model_output.f_kind()?;
         let sample = sample.f_to_kind(Kind::Float)?;
-        let (sigma, deviation) = (run.sigmas[index], run.deviations[index]);
+        let (sigma, deviation) = (levels.sigmas[index], levels.deviations[index]);
         let split = self.splits.get(index).copied();
-        let Split { sigma_down, sigma_up } = split.map_or_else(|| Split::new(sigma, run.sigmas[index + 1]), Ok)?;
+        let Split { sigma_down, sigma_up } = split.map_or_else(|| Split::new(sigma, levels.sigmas[index + 1]), Ok)?;
         let x0 = pred_original_sample(self.options.prediction_type, model_output, &sample, (sigma, deviation), sigma)?;
         let mut derivative = difference_quotient(&sample, &x0, sigma)?;
         let dt = sigma_down - sigma;
         let down = sum(derivative.f_mul_scalar_(f64::from(dt))?, &sample)?;
-        let noise = match options.variance_noise {
-            Some(noise) => noise.shallow_clone(),
-            None => randn_tensor(&model_output.size(), options.generators, kind, model_output.device())?,
-        };
+        let noise = options.noise(model_output, kind)?;
         let prev_sample = sum(down, &times(&noise, sigma_up)?)?.f_to_kind(kind)?;
-        self.cursor.advance();
+        self.run.cursor.advance();
         Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })
-    }
-
-    fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let run = self.run();
-        run.add_noise(&self.cursor.noise_indices(&run.timesteps, timesteps)?, original_samples, noise)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
     }
 }

@@ -5,7 +5,7 @@
 
 use super::arrays::linspace;
 use super::cursor::{Cursor, not_set};
-use super::scheduling_utils::{Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::scheduling_utils::{Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured};
 use super::settings::settle;
 use super::sigmas::SigmaRange;
 use super::step_math::{PerSample, mix, scaled, sum};
@@ -206,13 +206,7 @@ impl FlowMatchEulerDiscreteScheduler {
 }
 
 impl Scheduler for FlowMatchEulerDiscreteScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         self.lay_out(timesteps, None)
@@ -234,15 +228,7 @@ impl Scheduler for FlowMatchEulerDiscreteScheduler {
         &self.sigmas
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
     /// The sample itself: diffusers' class has no such method, for nothing is scaled.
-    fn scale_model_input(&mut self, sample: &Tensor, _timestep: f64) -> Result<Tensor> {
-        Ok(sample.shallow_clone())
-    }
-
     fn step(
         &mut self,
         model_output: &Tensor,
@@ -278,9 +264,5 @@ impl Scheduler for FlowMatchEulerDiscreteScheduler {
         let sigma = PerSample::new(&sigmas, original_samples)?.into_tensor();
         let rest = sigma.f_rsub_scalar(1.0)?;
         mix(&sigma, noise, &rest, original_samples)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
     }
 }

@@ -3,10 +3,11 @@
 //! Mirrors `diffusers/schedulers/scheduling_heun_discrete.py` at 0.42.1.
 
 use super::betas::BetaSchedule;
-use super::cursor::Cursor;
 use super::levels::{LevelOptions, Request, TrainingLevels, first_once_others_twice};
-use super::scheduling_euler_discrete::{Run, pred_original_sample};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::noise_run::{NoiseLevels, NoiseRun, pred_original_sample};
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured, as_it_runs,
+};
 use super::settings::settle;
 use super::step_math::{difference_quotient, sum, times};
 use crate::configuration_utils::ConfigMap;
@@ -37,12 +38,9 @@ pub struct HeunDiscreteScheduler {
     options: Options,
     config: ConfigMap,
     levels: TrainingLevels,
-    training: Run,
-    /// Empty timesteps before `set_timesteps`.
-    run: Run,
+    run: NoiseRun,
     /// The first call's part of a step, until the second call.
     half: Option<Half>,
-    cursor: Cursor,
 }
 
 /// What the second call needs of the first.
@@ -63,32 +61,26 @@ impl SchedulerMixin for HeunDiscreteScheduler {
             .check(Self::CLASS_NAME, &[PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample])?;
         let levels = TrainingLevels::new(&options.levels.betas.alphas_cumprod_of(false, &[BetaSchedule::Exp])?)?;
         let training = lay_out(&options.levels, options.levels.whole_training()?, &levels, &config)?;
-        Ok(Self { options, config, levels, training, run: Run::default(), half: None, cursor: Cursor::default() })
+        Ok(Self { options, config, levels, run: NoiseRun::new(training), half: None })
     }
 }
 
-fn lay_out(options: &LevelOptions, request: Request, training: &TrainingLevels, config: &ConfigMap) -> Result<Run> {
+fn lay_out(
+    options: &LevelOptions,
+    request: Request,
+    training: &TrainingLevels,
+    config: &ConfigMap,
+) -> Result<NoiseLevels> {
     let laid_out = options.levels(request, training, config)?;
     let before_last = &laid_out.sigmas[..laid_out.sigmas.len() - 1];
     let sigmas = first_once_others_twice(before_last).into_iter().chain([0.0]).collect();
     let timesteps = first_once_others_twice(&laid_out.timesteps);
-    Run::new(timesteps.into_iter().map(|t| f64::from(t as f32)).collect(), sigmas)
-}
-
-impl HeunDiscreteScheduler {
-    fn run(&self) -> &Run {
-        if self.run.timesteps.is_empty() { &self.training } else { &self.run }
-    }
+    NoiseLevels::new(timesteps.into_iter().map(|t| f64::from(t as f32)).collect(), sigmas)
 }
 
 impl Scheduler for HeunDiscreteScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
+    as_it_runs!();
 
     fn order(&self) -> usize {
         2
@@ -96,32 +88,17 @@ impl Scheduler for HeunDiscreteScheduler {
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         let request = self.options.levels.request_or_custom(timesteps, Self::CLASS_NAME)?;
-        self.run = lay_out(&self.options.levels, request, &self.levels, &self.config)?;
+        self.run.start(lay_out(&self.options.levels, request, &self.levels, &self.config)?);
         self.half = None;
-        self.cursor = Cursor::default();
         Ok(())
     }
 
-    fn set_begin_index(&mut self, index: usize) {
-        self.cursor.begin_at(index);
-    }
-
-    fn timesteps(&self) -> &[f64] {
-        &self.run.timesteps
-    }
-
-    fn sigmas(&self) -> &[f32] {
-        &self.run().sigmas
-    }
-
     fn init_noise_sigma(&self) -> f64 {
-        self.run().init_noise_sigma(self.options.levels.timestep_spacing)
+        self.run.init_noise_sigma(self.options.levels.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
-        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        self.run.scale_model_input(sample, timestep)
     }
 
     fn step(
@@ -131,11 +108,10 @@ impl Scheduler for HeunDiscreteScheduler {
         sample: &Tensor,
         _options: StepOptions<'_>,
     ) -> Result<SchedulerOutput> {
-        // Without a run, a step walks the training's timesteps, as in diffusers.
-        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
-        let index = self.cursor.locate(&run.timesteps, timestep)?;
+        let index = self.run.locate(timestep)?;
+        let levels = self.run.levels();
         // The level that the model has just seen: where the step begins, or at its second call, where it ends.
-        let (sigma, deviation) = (run.sigmas[index], run.deviations[index]);
+        let (sigma, deviation) = (levels.sigmas[index], levels.deviations[index]);
         let prediction_type = self.options.levels.prediction_type;
         let mut x0 = pred_original_sample(prediction_type, model_output, sample, (sigma, deviation), sigma)?;
         if self.options.clip_sample {
@@ -144,7 +120,7 @@ impl Scheduler for HeunDiscreteScheduler {
         let derivative = difference_quotient(sample, &x0, sigma)?;
         let (prev_sample, half) = match &self.half {
             None => {
-                let dt = run.sigmas[index + 1] - sigma;
+                let dt = levels.sigmas[index + 1] - sigma;
                 let ahead = sum(times(&derivative, dt)?, sample)?;
                 (ahead, Some(Half { sample: sample.shallow_clone(), derivative, dt }))
             }
@@ -154,16 +130,7 @@ impl Scheduler for HeunDiscreteScheduler {
             }
         };
         self.half = half;
-        self.cursor.advance();
+        self.run.cursor.advance();
         Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })
-    }
-
-    fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let run = self.run();
-        run.add_noise(&self.cursor.noise_indices(&run.timesteps, timesteps)?, original_samples, noise)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
     }
 }

@@ -3,13 +3,14 @@
 //! Mirrors `diffusers/schedulers/scheduling_k_dpm_2_ancestral_discrete.py` at 0.42.1, after k-diffusion's
 //! `sample_dpm_2_ancestral` (arXiv:2206.00364, arXiv:2206.00927).
 
-use super::cursor::Cursor;
 use super::levels::{LevelOptions, Request, TrainingLevels};
-use super::scheduling_euler_discrete::{Run, pred_original_sample};
-use super::scheduling_k_dpm_2_discrete::{Options, PREDICTIONS, for_each_call, rounded_levels, with_midpoints};
-use super::scheduling_utils::{Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::midpoint_run::{Layout, MidpointRun, Options, PREDICTIONS, for_each_call, rounded_levels, with_midpoints};
+use super::noise_run::NoiseLevels;
+use super::scheduling_utils::{
+    Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured, as_it_runs,
+};
 use super::settings::settle;
-use super::step_math::{difference_quotient, sum, times};
+use super::step_math::{sum, times};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::torch::TensorExt;
@@ -23,21 +24,8 @@ pub struct KDPM2AncestralDiscreteScheduler {
     options: Options,
     config: ConfigMap,
     levels: TrainingLevels,
-    training: Layout,
-    /// Empty timesteps before `set_timesteps`.
-    layout: Layout,
-    /// Where a step began, until its second call.
-    sample: Option<Tensor>,
-    cursor: Cursor,
-}
-
-/// The noise levels at each call of the model.
-#[derive(Clone, Debug, Default)]
-struct Layout {
-    run: Run,
-    /// Halfway, in the logarithm, from each level to where its step goes down.
-    midpoints: Run,
-    sigmas_down: Vec<f32>,
+    run: MidpointRun,
+    /// The noise that is added at the end of the step that a call begins, in the run and in all of the training.
     sigmas_up: Vec<f32>,
 }
 
@@ -48,33 +36,36 @@ impl SchedulerMixin for KDPM2AncestralDiscreteScheduler {
         let (options, config) = settle::<Options>(Self::CLASS_NAME, config, &[])?;
         options.levels.check(Self::CLASS_NAME, &PREDICTIONS)?;
         let levels = TrainingLevels::new(&options.levels.betas.alphas_cumprod(false)?)?;
-        let training = Layout::new(&options.levels, options.levels.whole_training()?, &levels, &config)?;
-        let (layout, sample, cursor) = Default::default();
-        Ok(Self { options, config, levels, training, layout, sample, cursor })
+        let (training, sigmas_up) = lay_out(&options.levels, options.levels.whole_training()?, &levels, &config)?;
+        Ok(Self { options, config, levels, run: MidpointRun::new(training), sigmas_up })
     }
 }
 
-impl Layout {
-    fn new(options: &LevelOptions, request: Request, training: &TrainingLevels, config: &ConfigMap) -> Result<Self> {
-        let laid_out = rounded_levels(options, request, training, config)?;
-        let sigmas = Tensor::f_from_slice(&laid_out.sigmas)?;
-        let next: Vec<f32> = laid_out.sigmas[1..].iter().copied().chain([0.0]).collect();
-        let variance = sigmas.f_square()?;
-        let next_variance = Tensor::f_from_slice(&next)?.f_square()?;
-        let sigmas_up = next_variance.f_mul(&variance.f_sub(&next_variance)?)?.f_div(&variance)?.f_sqrt()?;
-        let sigmas_down = next_variance.f_sub(&sigmas_up.f_square()?)?.f_sqrt()?;
-        let down_to_zero = last_set_to_zero(sigmas_down.to_vec()?, 1);
-        let log_down = Tensor::f_from_slice(&down_to_zero)?.f_log()?;
-        let halfway = sigmas.f_log()?.f_lerp(&log_down, 0.5)?.f_exp()?.to_vec()?;
-        let midpoints = last_set_to_zero(halfway, 2);
-        let timesteps = with_midpoints(&laid_out, &midpoints, training)?;
-        Ok(Self {
-            run: Run::new(timesteps, for_each_call(&laid_out.sigmas))?,
-            midpoints: Run::new(Vec::new(), for_each_call(&midpoints))?,
-            sigmas_down: for_each_call(&down_to_zero),
-            sigmas_up: for_each_call(&sigmas_up.to_vec()?),
-        })
-    }
+/// The levels of a run, whose midpoints are halfway, in the logarithm, to where a step goes down; and the noise added there.
+fn lay_out(
+    options: &LevelOptions,
+    request: Request,
+    training: &TrainingLevels,
+    config: &ConfigMap,
+) -> Result<(Layout, Vec<f32>)> {
+    let laid_out = rounded_levels(options, request, training, config)?;
+    let sigmas = Tensor::f_from_slice(&laid_out.sigmas)?;
+    let next: Vec<f32> = laid_out.sigmas[1..].iter().copied().chain([0.0]).collect();
+    let variance = sigmas.f_square()?;
+    let next_variance = Tensor::f_from_slice(&next)?.f_square()?;
+    let sigmas_up = next_variance.f_mul(&variance.f_sub(&next_variance)?)?.f_div(&variance)?.f_sqrt()?;
+    let sigmas_down = next_variance.f_sub(&sigmas_up.f_square()?)?.f_sqrt()?;
+    let down_to_zero = last_set_to_zero(sigmas_down.to_vec()?, 1);
+    let log_down = Tensor::f_from_slice(&down_to_zero)?.f_log()?;
+    let halfway = sigmas.f_log()?.f_lerp(&log_down, 0.5)?.f_exp()?.to_vec()?;
+    let midpoints = last_set_to_zero(halfway, 2);
+    let timesteps = with_midpoints(&laid_out, &midpoints, training)?;
+    let layout = Layout {
+        levels: NoiseLevels::new(timesteps, for_each_call(&laid_out.sigmas))?,
+        midpoints: NoiseLevels::new(Vec::new(), for_each_call(&midpoints))?,
+        ends: for_each_call(&down_to_zero),
+    };
+    Ok((layout, for_each_call(&sigmas_up.to_vec()?)))
 }
 
 /// Sigma 0 has no logarithm, and none of its variance can be split: the last `count` values are 0 instead.
@@ -83,20 +74,9 @@ fn last_set_to_zero(mut values: Vec<f32>, count: usize) -> Vec<f32> {
     values
 }
 
-impl KDPM2AncestralDiscreteScheduler {
-    fn layout(&self) -> &Layout {
-        if self.layout.run.timesteps.is_empty() { &self.training } else { &self.layout }
-    }
-}
-
 impl Scheduler for KDPM2AncestralDiscreteScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
+    as_it_runs!();
 
     fn order(&self) -> usize {
         2
@@ -104,7 +84,7 @@ impl Scheduler for KDPM2AncestralDiscreteScheduler {
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         let request = self.options.levels.request(timesteps, Self::CLASS_NAME)?;
-        let layout = Layout::new(&self.options.levels, request, &self.levels, &self.config)?;
+        let (layout, sigmas_up) = lay_out(&self.options.levels, request, &self.levels, &self.config)?;
         // Differs from diffusers: its picture is not a number then.
         if layout.midpoints.sigmas.iter().any(|sigma| sigma.is_nan()) {
             return Err(Error::Argument(
@@ -112,36 +92,17 @@ impl Scheduler for KDPM2AncestralDiscreteScheduler {
                     .into(),
             ));
         }
-        self.layout = layout;
-        self.sample = None;
-        self.cursor = Cursor::default();
+        self.run.start(layout);
+        self.sigmas_up = sigmas_up;
         Ok(())
     }
 
-    fn set_begin_index(&mut self, index: usize) {
-        self.cursor.begin_at(index);
-    }
-
-    fn timesteps(&self) -> &[f64] {
-        &self.layout.run.timesteps
-    }
-
-    fn sigmas(&self) -> &[f32] {
-        &self.layout().run.sigmas
-    }
-
     fn init_noise_sigma(&self) -> f64 {
-        self.layout().run.init_noise_sigma(self.options.levels.timestep_spacing)
+        self.run.init_noise_sigma(&self.options)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        let layout = if self.layout.run.timesteps.is_empty() { &self.training } else { &self.layout };
-        let index = self.cursor.locate(&layout.run.timesteps, timestep)?;
-        let deviation = match self.sample {
-            None => layout.run.deviations[index],
-            Some(_) => layout.midpoints.deviations[index - 1],
-        };
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        self.run.scale_model_input(sample, timestep)
     }
 
     fn step(
@@ -151,40 +112,14 @@ impl Scheduler for KDPM2AncestralDiscreteScheduler {
         sample: &Tensor,
         options: StepOptions<'_>,
     ) -> Result<SchedulerOutput> {
-        // Without a run, a step walks the training's timesteps, as in diffusers.
-        let layout = if self.layout.run.timesteps.is_empty() { &self.training } else { &self.layout };
-        let (run, midpoints) = (&layout.run, &layout.midpoints);
-        let index = self.cursor.locate(&run.timesteps, timestep)?;
-        let (sigma, deviation) = match self.sample {
-            None => (run.sigmas[index], run.deviations[index]),
-            Some(_) => (midpoints.sigmas[index - 1], midpoints.deviations[index - 1]),
-        };
-        let prediction_type = self.options.levels.prediction_type;
-        let x0 = pred_original_sample(prediction_type, model_output, sample, (sigma, deviation), sigma)?;
-        let derivative = difference_quotient(sample, &x0, sigma)?;
-        let (prev_sample, start) = match &self.sample {
-            None => {
-                let dt = midpoints.sigmas[index] - sigma;
-                (sum(times(&derivative, dt)?, sample)?, Some(sample.shallow_clone()))
-            }
-            Some(start) => {
-                let dt = layout.sigmas_down[index - 1] - run.sigmas[index - 1];
-                let down = sum(times(&derivative, dt)?, start)?;
+        let half = self.run.step(self.options.levels.prediction_type, model_output, timestep, sample)?;
+        let prev_sample = match half.began {
+            None => half.sample,
+            Some(began) => {
                 let noise = options.noise(model_output, model_output.f_kind()?)?;
-                (sum(times(&noise, layout.sigmas_up[index - 1])?, &down)?, None)
+                sum(half.sample, &times(&noise, self.sigmas_up[began])?)?
             }
         };
-        self.sample = start;
-        self.cursor.advance();
-        Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })
-    }
-
-    fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let run = &self.layout().run;
-        run.add_noise(&self.cursor.noise_indices(&run.timesteps, timesteps)?, original_samples, noise)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
+        Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(half.pred_original_sample) })
     }
 }

@@ -5,12 +5,14 @@
 use super::arrays::sqrt;
 use super::betas::{BetaConfig, BetaSchedule};
 use super::cursor::{Cursor, not_set, takes_no_custom};
-use super::scheduling_ddim::{alpha_at, alphas_at};
 use super::scheduling_ddpm::descending;
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured,
+};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
-use super::step_math::{LimitOptions, axpby, mix, predicted_x0};
+use super::step_math::{LimitOptions, axpby, predicted_x0};
+use super::variance_preserving::{alpha_at, noised, velocity};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -150,13 +152,7 @@ fn spaced(train: i64, original: i64, strength: f64, steps: usize) -> Result<Vec<
 }
 
 impl Scheduler for LCMScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         self.set_timesteps_of(timesteps, None, 1.0)
@@ -168,14 +164,6 @@ impl Scheduler for LCMScheduler {
 
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
-    }
-
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&mut self, sample: &Tensor, _timestep: f64) -> Result<Tensor> {
-        Ok(sample.shallow_clone())
     }
 
     fn step(
@@ -212,16 +200,10 @@ impl Scheduler for LCMScheduler {
     }
 
     fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, original_samples)?.signal_and_noise()?;
-        mix(&signal, original_samples, &sigma, noise)
+        noised(&self.alphas_cumprod, original_samples, noise, timesteps)
     }
 
     fn get_velocity(&self, sample: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, sample)?.signal_and_noise()?;
-        mix(&signal, noise, &sigma.f_neg()?, sample)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
+        velocity(&self.alphas_cumprod, sample, noise, timesteps)
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Mirrors `diffusers/schedulers/scheduling_lms_discrete.py` at 0.42.1, after k-diffusion's `sample_lms`.
 
-use super::cursor::Cursor;
 use super::levels::{LevelOptions, Request, TrainingLevels};
+use super::noise_run::{NoiseLevels, NoiseRun, pred_original_sample};
 use super::quadrature::gauss_kronrod;
-use super::scheduling_euler_discrete::{Run, pred_original_sample};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured, as_it_runs,
+};
 use super::settings::settle;
 use super::step_math::{difference_quotient, sum};
 use crate::configuration_utils::ConfigMap;
@@ -22,12 +23,9 @@ pub struct LMSDiscreteScheduler {
     options: LevelOptions,
     config: ConfigMap,
     levels: TrainingLevels,
-    training: Run,
-    /// Empty timesteps before `set_timesteps`.
-    run: Run,
+    run: NoiseRun,
     /// The last derivatives, newest last.
     derivatives: Vec<Tensor>,
-    cursor: Cursor,
 }
 
 impl SchedulerMixin for LMSDiscreteScheduler {
@@ -39,16 +37,21 @@ impl SchedulerMixin for LMSDiscreteScheduler {
             .check(Self::CLASS_NAME, &[PredictionType::Epsilon, PredictionType::VPrediction, PredictionType::Sample])?;
         let levels = TrainingLevels::new(&options.betas.alphas_cumprod(false)?)?;
         let training = lay_out(&options, options.whole_training()?, &levels, &config)?;
-        let (run, derivatives, cursor) = Default::default();
-        Ok(Self { options, config, levels, training, run, derivatives, cursor })
+        Ok(Self { options, config, levels, run: NoiseRun::new(training), derivatives: Vec::new() })
     }
 }
 
-fn lay_out(options: &LevelOptions, request: Request, training: &TrainingLevels, config: &ConfigMap) -> Result<Run> {
+fn lay_out(
+    options: &LevelOptions,
+    request: Request,
+    training: &TrainingLevels,
+    config: &ConfigMap,
+) -> Result<NoiseLevels> {
     // Karras's levels end on the training's here, whatever `sigma_min` and `sigma_max` another scheduler has set.
     let none = ConfigMap::new();
-    let laid_out = options.levels(request, training, if options.use_karras_sigmas { &none } else { config })?;
-    Run::new(laid_out.timesteps.into_iter().map(|t| f64::from(t as f32)).collect(), laid_out.sigmas)
+    let laid_out =
+        options.levels(request, training, if options.switches.use_karras_sigmas { &none } else { config })?;
+    NoiseLevels::new(laid_out.timesteps.into_iter().map(|t| f64::from(t as f32)).collect(), laid_out.sigmas)
 }
 
 /// The integral over step `t` of the polynomial that is 1 at the `current`-th last level and 0 at `order` - 1 others.
@@ -61,49 +64,23 @@ fn lms_coefficient(sigmas: &[f32], order: usize, t: usize, current: usize) -> f6
     -gauss_kronrod(derivative, f64::from(sigmas[t + 1]), f64::from(sigmas[t]))
 }
 
-impl LMSDiscreteScheduler {
-    fn run(&self) -> &Run {
-        if self.run.timesteps.is_empty() { &self.training } else { &self.run }
-    }
-}
-
 impl Scheduler for LMSDiscreteScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
+    as_it_runs!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
         let request = self.options.request(timesteps, Self::CLASS_NAME)?;
-        self.run = lay_out(&self.options, request, &self.levels, &self.config)?;
+        self.run.start(lay_out(&self.options, request, &self.levels, &self.config)?);
         self.derivatives.clear();
-        self.cursor = Cursor::default();
         Ok(())
     }
 
-    fn set_begin_index(&mut self, index: usize) {
-        self.cursor.begin_at(index);
-    }
-
-    fn timesteps(&self) -> &[f64] {
-        &self.run.timesteps
-    }
-
-    fn sigmas(&self) -> &[f32] {
-        &self.run().sigmas
-    }
-
     fn init_noise_sigma(&self) -> f64 {
-        self.run().init_noise_sigma(self.options.timestep_spacing)
+        self.run.init_noise_sigma(self.options.timestep_spacing)
     }
 
     fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
-        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
-        let deviation = run.deviations[self.cursor.locate(&run.timesteps, timestep)?];
-        Ok(sample.f_div_scalar(f64::from(deviation))?)
+        self.run.scale_model_input(sample, timestep)
     }
 
     fn step(
@@ -113,10 +90,9 @@ impl Scheduler for LMSDiscreteScheduler {
         sample: &Tensor,
         options: StepOptions<'_>,
     ) -> Result<SchedulerOutput> {
-        // Without a run, a step walks the training's timesteps, as in diffusers.
-        let run = if self.run.timesteps.is_empty() { &self.training } else { &self.run };
-        let index = self.cursor.locate(&run.timesteps, timestep)?;
-        let (sigma, deviation) = (run.sigmas[index], run.deviations[index]);
+        let index = self.run.locate(timestep)?;
+        let levels = self.run.levels();
+        let (sigma, deviation) = (levels.sigmas[index], levels.deviations[index]);
         let order = options.order.unwrap_or(ORDER);
         if order == 0 {
             return Err(Error::Argument("`order` is 0: use 1 or more".into()));
@@ -131,7 +107,7 @@ impl Scheduler for LMSDiscreteScheduler {
         let order = order.min(index + 1);
         let mut change: Option<Tensor> = None;
         for (current, derivative) in self.derivatives.iter().rev().take(order).enumerate() {
-            let term = derivative.f_mul_scalar(lms_coefficient(&run.sigmas, order, index, current))?;
+            let term = derivative.f_mul_scalar(lms_coefficient(&levels.sigmas, order, index, current))?;
             change = Some(match change {
                 Some(change) => sum(change, &term)?,
                 None => term,
@@ -141,17 +117,8 @@ impl Scheduler for LMSDiscreteScheduler {
             Some(change) => sum(change, sample)?,
             None => sample.shallow_clone(),
         };
-        self.cursor.advance();
+        self.run.cursor.advance();
         Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })
-    }
-
-    fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let run = self.run();
-        run.add_noise(&self.cursor.noise_indices(&run.timesteps, timesteps)?, original_samples, noise)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
     }
 }
 

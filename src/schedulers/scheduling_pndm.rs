@@ -5,12 +5,14 @@
 
 use super::arrays::sqrt;
 use super::betas::BetaConfig;
-use super::cursor::{not_set, takes_no_custom};
-use super::scheduling_ddim::{alpha_at, alphas_at};
-use super::scheduling_utils::{PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps};
+use super::cursor::not_set;
+use super::scheduling_utils::{
+    PredictionType, Scheduler, SchedulerMixin, SchedulerOutput, StepOptions, Timesteps, as_configured,
+};
 use super::settings::settle;
 use super::spacing::TimestepSpacing;
-use super::step_math::{axpby, mix, scaled, sum};
+use super::step_math::{axpby, scaled, sum};
+use super::variance_preserving::{alpha_at, noised};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -277,20 +279,10 @@ fn prk_timesteps(ascending: &[f64], half_stride: i64) -> Vec<f64> {
 }
 
 impl Scheduler for PNDMScheduler {
-    fn class_name(&self) -> &'static str {
-        Self::CLASS_NAME
-    }
-
-    fn config(&self) -> &ConfigMap {
-        &self.config
-    }
+    as_configured!();
 
     fn set_timesteps(&mut self, timesteps: Timesteps<'_>) -> Result<()> {
-        let steps = match timesteps {
-            Timesteps::Steps(steps) => steps,
-            Timesteps::Timesteps(_) => return Err(takes_no_custom(Self::CLASS_NAME, "timesteps")),
-            Timesteps::Sigmas(_) => return Err(takes_no_custom(Self::CLASS_NAME, "sigmas")),
-        };
+        let steps = timesteps.steps(Self::CLASS_NAME)?;
         self.options.betas.check()?;
         let train = self.options.betas.num_train_timesteps;
         let spaced = self.options.timestep_spacing.timesteps(train, steps, self.options.steps_offset)?;
@@ -322,14 +314,6 @@ impl Scheduler for PNDMScheduler {
         &self.timesteps
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&mut self, sample: &Tensor, _timestep: f64) -> Result<Tensor> {
-        Ok(sample.shallow_clone())
-    }
-
     fn step(
         &mut self,
         model_output: &Tensor,
@@ -349,11 +333,6 @@ impl Scheduler for PNDMScheduler {
     }
 
     fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
-        let (signal, sigma) = alphas_at(&self.alphas_cumprod, timesteps, original_samples)?.signal_and_noise()?;
-        mix(&signal, original_samples, &sigma, noise)
-    }
-
-    fn fresh(&self) -> Result<Box<dyn Scheduler>> {
-        Ok(Box::new(Self::from_config(&self.config)?))
+        noised(&self.alphas_cumprod, original_samples, noise, timesteps)
     }
 }

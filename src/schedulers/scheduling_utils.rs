@@ -2,6 +2,7 @@
 //!
 //! Mirrors `diffusers/schedulers/scheduling_utils.py` at 0.42.1.
 
+use super::cursor::takes_no_custom;
 use super::settings::load_scheduler_config;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
@@ -50,6 +51,17 @@ pub enum Timesteps<'a> {
     Timesteps(&'a [f64]),
     /// Just these noise levels, in descending order.
     Sigmas(&'a [f64]),
+}
+
+impl Timesteps<'_> {
+    /// The number of steps, for a class that lays out its timesteps itself.
+    pub(super) fn steps(self, class_name: &str) -> Result<usize> {
+        match self {
+            Self::Steps(steps) => Ok(steps),
+            Self::Timesteps(_) => Err(takes_no_custom(class_name, "timesteps")),
+            Self::Sigmas(_) => Err(takes_no_custom(class_name, "sigmas")),
+        }
+    }
 }
 
 /// What a step may be told beside the model's output.
@@ -153,14 +165,19 @@ pub trait Scheduler: Debug + Send {
         &[]
     }
 
-    /// What pure noise of variance 1 is multiplied by to start a run.
-    fn init_noise_sigma(&self) -> f64;
+    /// What pure noise of variance 1 is multiplied by to start a run: 1, unless a scheduler says otherwise.
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
 
-    /// The sample as the model wants to see it at `timestep`.
+    /// The sample as the model wants to see it at `timestep`: as it is, unless a scheduler says otherwise.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] if the timestep is none of the run's.
-    fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor>;
+    fn scale_model_input(&mut self, sample: &Tensor, timestep: f64) -> Result<Tensor> {
+        let _ = timestep;
+        Ok(sample.shallow_clone())
+    }
 
     /// Goes from `timestep` to the next one.
     ///
@@ -209,6 +226,46 @@ pub trait Scheduler: Debug + Send {
     /// If the configuration does not fit any more.
     fn fresh(&self) -> Result<Box<dyn Scheduler>>;
 }
+
+/// The methods of a [`Scheduler`] that come from its `config` and from [`SchedulerMixin`].
+macro_rules! as_configured {
+    () => {
+        fn class_name(&self) -> &'static str {
+            Self::CLASS_NAME
+        }
+
+        fn config(&self) -> &ConfigMap {
+            &self.config
+        }
+
+        fn fresh(&self) -> Result<Box<dyn Scheduler>> {
+            Ok(Box::new(Self::from_config(&self.config)?))
+        }
+    };
+}
+
+/// The methods of a [`Scheduler`] that come from its `run`, which knows where it stands.
+macro_rules! as_it_runs {
+    () => {
+        fn set_begin_index(&mut self, index: usize) {
+            self.run.begin_at(index);
+        }
+
+        fn timesteps(&self) -> &[f64] {
+            self.run.timesteps()
+        }
+
+        fn sigmas(&self) -> &[f32] {
+            self.run.sigmas()
+        }
+
+        fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[f64]) -> Result<Tensor> {
+            self.run.add_noise(original_samples, noise, timesteps)
+        }
+    };
+}
+
+pub(super) use {as_configured, as_it_runs};
 
 /// How a scheduler comes into being.
 pub trait SchedulerMixin: Scheduler + Sized {

@@ -18,6 +18,57 @@ pub enum FinalSigmasType {
     SigmaMin,
 }
 
+/// Which noise levels take the place of those of evenly spaced timesteps. Keys of a scheduler's configuration.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct SigmaSwitches {
+    pub(super) use_karras_sigmas: bool,
+    pub(super) use_exponential_sigmas: bool,
+    pub(super) use_beta_sigmas: bool,
+}
+
+impl SigmaSwitches {
+    fn on(self) -> impl Iterator<Item = &'static str> {
+        let switches = [
+            ("use_karras_sigmas", self.use_karras_sigmas),
+            ("use_exponential_sigmas", self.use_exponential_sigmas),
+            ("use_beta_sigmas", self.use_beta_sigmas),
+        ];
+        switches.into_iter().filter(|(_, on)| *on).map(|(name, _)| name)
+    }
+
+    /// Refuses more than one of them.
+    pub(super) fn check(self) -> Result<()> {
+        let on: Vec<_> = self.on().map(|name| format!("`{name}`")).collect();
+        match on.len() {
+            0 | 1 => Ok(()),
+            _ => Err(Error::Config(format!("{} cannot be used together", on.join(" and ")))),
+        }
+    }
+
+    /// Refuses custom timesteps where these or `others` lay out the run.
+    pub(super) fn leave_room_for_custom_timesteps(self, others: &[(&'static str, bool)]) -> Result<()> {
+        let others = others.iter().filter(|(_, on)| *on).map(|(name, _)| *name);
+        match self.on().chain(others).next() {
+            Some(name) => Err(Error::Argument(format!("custom timesteps cannot be combined with `{name}`"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The levels of a run, if one of the switches is on.
+    pub(super) fn levels(self, range: SigmaRange, steps: usize) -> Option<Vec<f64>> {
+        if self.use_karras_sigmas {
+            Some(range.karras(steps))
+        } else if self.use_exponential_sigmas {
+            Some(range.exponential(steps))
+        } else if self.use_beta_sigmas {
+            Some(range.beta(steps))
+        } else {
+            None
+        }
+    }
+}
+
 /// The highest and the lowest sigma of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SigmaRange {

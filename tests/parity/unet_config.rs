@@ -148,7 +148,7 @@ fn an_unknown_time_scale_shift_is_refused() {
     // serde hands on the message alone, so the kind is that of the file.
     misfit(
         json!({ "resnet_time_scale_shift": "ada_group" }),
-        "resnet_time_scale_shift `ada_group`: supported are default, scale_shift",
+        "`resnet_time_scale_shift`: `ada_group` is not supported: use default or scale_shift",
     );
 }
 

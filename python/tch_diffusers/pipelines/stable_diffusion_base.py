@@ -70,6 +70,8 @@ class StableDiffusionBase(DiffusionPipeline):
         "image_encoder": {},
     }
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    # An option of the scheduler, and the value that it had at the time of the first releases.
+    _outdated_option = ("clip_sample", True)
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class StableDiffusionBase(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=_up_to_date(scheduler),
+            scheduler=_up_to_date(scheduler, *self._outdated_option),
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
@@ -585,14 +587,14 @@ def _negative_texts(prompt: Any, negative_prompt: Any, batch: int) -> list[str]:
     return texts
 
 
-def _up_to_date(scheduler: Any) -> Any:
-    """The scheduler as today's pipelines expect it to be configured."""
+def _up_to_date(scheduler: Any, option: str, outdated: bool) -> Any:
+    """The scheduler as today's pipelines expect it to be configured: `steps_offset` 1, and `option` not `outdated`."""
     config = scheduler.config
-    updates = {}
+    updates: dict[str, Any] = {}
     if getattr(config, "steps_offset", 1) != 1:
         updates["steps_offset"] = 1
-    if getattr(config, "clip_sample", False) is True:
-        updates["clip_sample"] = False
+    if getattr(config, option, not outdated) is outdated:
+        updates[option] = not outdated
     if not updates:
         return scheduler
     logger.warning("the scheduler's configuration is outdated; %s was set", updates)

@@ -40,6 +40,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
     """
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "mask", "masked_image_latents"]
+    _outdated_option = ("skip_prk_steps", False)
 
     @property
     def mask_processor(self) -> VaeImageProcessor:

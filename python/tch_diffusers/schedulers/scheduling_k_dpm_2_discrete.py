@@ -15,14 +15,8 @@ from tch_diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerO
 __all__ = ["KDPM2DiscreteScheduler"]
 
 
-class KDPM2DiscreteScheduler(SchedulerMixin):
-    """DPM-Solver-2 as in k-diffusion: two calls of the model a step, the second one halfway.
-
-    >>> scheduler = KDPM2DiscreteScheduler(beta_schedule="scaled_linear")
-    >>> scheduler.set_timesteps(4)
-    >>> len(scheduler.timesteps)
-    7
-    """
+class _MidpointScheduler(SchedulerMixin):
+    """What the two schedulers after DPM-Solver-2 have in common."""
 
     order = 2
 
@@ -44,7 +38,10 @@ class KDPM2DiscreteScheduler(SchedulerMixin):
 
     @property
     def _timestep_dtype(self) -> torch.dtype:  # type: ignore[override]
-        return timestep_dtype(self)
+        # As NumPy leaves them; diffusers does not change that here.
+        config = self.config
+        replaced = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
+        return torch.float64 if replaced else torch.float32
 
     @property
     def init_noise_sigma(self) -> torch.Tensor:
@@ -61,15 +58,18 @@ class KDPM2DiscreteScheduler(SchedulerMixin):
         _refuse_other_training(self, num_train_timesteps)
         self._lay_out(device, steps=num_inference_steps)
 
+
+class KDPM2DiscreteScheduler(_MidpointScheduler):
+    """DPM-Solver-2 as in k-diffusion: two calls of the model a step, the second one halfway.
+
+    >>> scheduler = KDPM2DiscreteScheduler(beta_schedule="scaled_linear")
+    >>> scheduler.set_timesteps(4)
+    >>> len(scheduler.timesteps)
+    7
+    """
+
     def step(
         self, model_output: torch.Tensor, timestep: Timestep, sample: torch.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """Goes from `timestep` to the midpoint of a step, or from there to its end."""
         return self._step(model_output, timestep, sample, return_dict)
-
-
-def timestep_dtype(scheduler: SchedulerMixin) -> torch.dtype:
-    """The dtype that NumPy leaves timesteps in, which diffusers does not change here."""
-    config = scheduler.config
-    replaced = config.use_karras_sigmas or config.use_exponential_sigmas or config.use_beta_sigmas
-    return torch.float64 if replaced else torch.float32

@@ -62,7 +62,8 @@ class SchedulerMixin(ConfigMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _CLASSES.append(cls)
+        if not cls.__name__.startswith("_"):
+            _CLASSES.append(cls)
 
     def _build(self, config: dict[str, Any]) -> None:
         self._core = _tch_diffusers.Scheduler.build(self._class(), to_json(config))

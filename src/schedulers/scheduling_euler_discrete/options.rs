@@ -2,7 +2,7 @@
 
 use super::super::betas::BetaConfig;
 use super::super::scheduling_utils::PredictionType;
-use super::super::sigmas::FinalSigmasType;
+use super::super::sigmas::{FinalSigmasType, SigmaSwitches};
 use super::super::spacing::TimestepSpacing;
 use serde::{Deserialize, Serialize};
 
@@ -27,9 +27,8 @@ pub(super) struct Options {
     pub(super) betas: BetaConfig,
     pub(super) prediction_type: PredictionType,
     pub(super) interpolation_type: InterpolationType,
-    pub(super) use_karras_sigmas: bool,
-    pub(super) use_exponential_sigmas: bool,
-    pub(super) use_beta_sigmas: bool,
+    #[serde(flatten)]
+    pub(super) switches: SigmaSwitches,
     pub(super) sigma_min: Option<f64>,
     pub(super) sigma_max: Option<f64>,
     pub(super) timestep_spacing: TimestepSpacing,
@@ -45,9 +44,7 @@ impl Default for Options {
             betas: BetaConfig::default(),
             prediction_type: PredictionType::Epsilon,
             interpolation_type: InterpolationType::Linear,
-            use_karras_sigmas: false,
-            use_exponential_sigmas: false,
-            use_beta_sigmas: false,
+            switches: SigmaSwitches::default(),
             sigma_min: None,
             sigma_max: None,
             timestep_spacing: TimestepSpacing::Linspace,

@@ -12,6 +12,7 @@ mod hub;
 mod models;
 mod node;
 mod schedulers;
+mod single_file;
 mod switches;
 mod tokenizer;
 
@@ -37,6 +38,8 @@ mod _tch_diffusers {
     use super::node::Node;
     #[pymodule_export]
     use super::schedulers::Scheduler;
+    #[pymodule_export]
+    use super::single_file::{single_file_known, single_file_weights};
     #[pymodule_export]
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]

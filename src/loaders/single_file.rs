@@ -10,10 +10,10 @@ mod original;
 pub use keys::{OPEN_CLIP_PROJECTIONS, ldm_clip_key, ldm_open_clip_key, ldm_unet_key, ldm_vae_key};
 pub use original::{OriginalCheckpoint, original_state_dict};
 
-use super::SafetensorsHeader;
+use super::{Checkpoint, SafetensorsHeader};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use tch::Kind;
+use tch::{Device, Kind};
 
 /// Which Stable Diffusion a file holds: those whose configurations the library knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,25 @@ impl SingleFile {
                 self.path.display(),
                 found.unwrap_or_default()
             ))),
+        }
+    }
+
+    /// The weights of one of the models under its own keys: `unet`, `vae` or `text_encoder`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another name; as [`Checkpoint::open`] and [`Checkpoint::split_rows`].
+    pub fn checkpoint(&self, model: &str, kind: Option<Kind>, device: Device) -> Result<Checkpoint> {
+        let files = std::slice::from_ref(&self.path);
+        match model {
+            "unet" => Checkpoint::open(files, ldm_unet_key, kind, device),
+            "vae" => Checkpoint::open(files, ldm_vae_key, kind, device),
+            "text_encoder" if self.is_open_clip() => OPEN_CLIP_PROJECTIONS
+                .iter()
+                .try_fold(Checkpoint::open(files, ldm_open_clip_key, kind, device)?, |checkpoint, (whole, parts)| {
+                    checkpoint.split_rows(whole, parts)
+                }),
+            "text_encoder" => Checkpoint::open(files, ldm_clip_key, kind, device),
+            other => Err(Error::Argument(format!("a single file has no `{other}`: it has unet, vae and text_encoder"))),
         }
     }
 

@@ -31,9 +31,7 @@ impl FromStr for TimeEmbeddingNorm {
         match name {
             "default" => Ok(Self::Default),
             "scale_shift" => Ok(Self::ScaleShift),
-            other => Err(Error::Unsupported(format!(
-                "`{other}` is not supported: use default or scale_shift"
-            ))),
+            other => Err(Error::Unsupported(format!("`{other}` is not supported: use default or scale_shift"))),
         }
     }
 }

@@ -21,8 +21,10 @@ from tch_diffusers.models import AutoencoderKL, CLIPImageProcessor, CLIPTextMode
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from tch_diffusers.pipelines.safety_checker import StableDiffusionSafetyChecker
+from tch_diffusers.pipelines.single_file import MODELS, SingleFile
 from tch_diffusers.schedulers import SchedulerMixin
 from tch_diffusers.utils import BaseOutput, Generators, generators_of, logger, randn_tensor
+from tch_diffusers.utils.hub import HUB_ARGUMENTS
 
 __all__ = ["StableDiffusionBase", "StableDiffusionPipelineOutput"]
 
@@ -109,6 +111,51 @@ class StableDiffusionBase(DiffusionPipeline):
         self._cross_attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        prediction_type: str | None = None,
+        image_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Reads a checkpoint of Stable Diffusion 1.x or 2.x in one safetensors file.
+
+        The library knows the configurations, and the tokenizer comes from the Hub; `config`, a folder or repository in
+        diffusers' format, has both. A file of Stable Diffusion 2.x for 512 pixels looks like one for 768: it needs
+        `prediction_type="epsilon"` and `image_size=512`. A component that is passed in is not read; there is no safety
+        checker but one that is passed in.
+        """
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
+        parts = {name: kwargs.pop(name) for name in list(kwargs) if name in cls._component_classes}
+        options = {name: kwargs.pop(name) for name in ("requires_safety_checker",) if name in kwargs}
+        if kwargs:
+            raise TypeError(f"{cls.__name__}.from_single_file takes no {', '.join(kwargs)}")
+        file = SingleFile(pretrained_model_link_or_path, config, hub)
+        if image_size is not None:
+            file.configs["unet"]["sample_size"] = image_size // 8
+        cast = dtype or torch_dtype or torch.float32
+        for name in MODELS:
+            if name not in parts:
+                (model,) = cls._component_classes[name].values()
+                parts[name] = model.from_config(file.configs[name], file.weights(name, cast))
+        if "scheduler" not in parts:
+            told = {} if prediction_type is None else {"prediction_type": prediction_type}
+            named = file.configs["scheduler"].get("_class_name")
+            if named not in cls._component_classes["scheduler"]:
+                raise NotImplementedError(f"the scheduler is a {named}, which is not there")
+            parts["scheduler"] = cls._component_classes["scheduler"][named].from_config(file.configs["scheduler"], **told)
+        if "tokenizer" not in parts:
+            parts["tokenizer"] = file.tokenizer()
+        if "feature_extractor" not in parts:
+            parts["feature_extractor"] = file.feature_extractor()
+        options.setdefault("requires_safety_checker", file.requires_safety_checker)
+        return cls(**parts, **options)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "unet":

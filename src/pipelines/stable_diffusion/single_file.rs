@@ -6,11 +6,8 @@ use super::{Components, StableDiffusionLoader, StableDiffusionPipeline, StableDi
 use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::image_processor::CLIPImageProcessor;
-use crate::loaders::single_file::{
-    OPEN_CLIP_PROJECTIONS, SingleFileModel, check_single_file, ldm_clip_key, ldm_open_clip_key, ldm_unet_key,
-    ldm_vae_key,
-};
-use crate::loaders::{Checkpoint, HubOptions, KeyMap};
+use crate::loaders::HubOptions;
+use crate::loaders::single_file::{SingleFile, SingleFileModel, check_single_file};
 use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
@@ -159,10 +156,9 @@ impl SingleFileLoader {
             Some(config) => Source::Folder(self.hub.configuration_folder(config)?),
             None => Source::Known(file.model_type()?),
         };
-        let clip_key = if file.is_open_clip() { ldm_open_clip_key } else { ldm_clip_key };
-        let text_encoder = self.model::<CLIPTextModel>(&source, "text_encoder", clip_key)?;
-        let unet = self.model::<UNet2DConditionModel>(&source, "unet", ldm_unet_key)?;
-        let vae = self.model::<AutoencoderKL>(&source, "vae", ldm_vae_key)?;
+        let text_encoder = self.model::<CLIPTextModel>(&file, &source, "text_encoder")?;
+        let unet = self.model::<UNet2DConditionModel>(&file, &source, "unet")?;
+        let vae = self.model::<AutoencoderKL>(&file, &source, "vae")?;
         let mut config = source.scheduler()?;
         if let Some(prediction_type) = &self.prediction_type {
             config.insert("prediction_type".into(), prediction_type.as_str().into());
@@ -195,20 +191,14 @@ impl SingleFileLoader {
         }
     }
 
-    fn model<M: ModelMixin>(&self, source: &Source, name: &str, keys: KeyMap) -> Result<M> {
+    fn model<M: ModelMixin>(&self, file: &SingleFile, source: &Source, name: &str) -> Result<M> {
         let blame = |error: Error| source.blame(error, &format!("{name}/config.json"));
         let mut map = source.model(name)?;
         if let Some(pixels) = self.image_size.filter(|_| name == "unet") {
             map.insert("sample_size".into(), (pixels / PIXELS_TO_A_LATENT).into());
         }
         let config = from_map(&map).map_err(blame)?;
-        let file = std::slice::from_ref(&self.file);
-        let mut checkpoint = Checkpoint::open(file, keys, Some(self.torch_dtype), self.device)?;
-        if name == "text_encoder" {
-            for (whole, parts) in OPEN_CLIP_PROJECTIONS {
-                checkpoint = checkpoint.split_rows(whole, &parts)?;
-            }
-        }
+        let checkpoint = file.checkpoint(name, Some(self.torch_dtype), self.device)?;
         let model = M::from_weights(config, &checkpoint).map_err(blame)?;
         checkpoint.finish()?;
         Ok(model)

@@ -6,12 +6,12 @@
 use anyhow::{Context, bail};
 use std::time::Instant;
 use tch::{Device, Kind};
-use tch_diffusers::MemoryFormat;
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::To;
 use tch_diffusers::models::attention_processor::AttentionSlicing;
 use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
+use tch_diffusers::{MemoryFormat, PipelineMixin};
 
 /// Serves libtorch as well, as in the command line tool.
 #[global_allocator]

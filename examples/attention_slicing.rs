@@ -5,7 +5,7 @@
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_processor::AttentionSlicing;
 use tch_diffusers::utils::assets::bundled_model;
-use tch_diffusers::{StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline, TensorExt};
 
 fn draw(pipe: &mut StableDiffusionPipeline) -> anyhow::Result<tch::Tensor> {
     let call = pipe.call("a red heart on a white background").num_inference_steps(8).seed(1);

@@ -3,9 +3,9 @@
 //! `cargo run --release --example disk_offload`
 
 use tch::{Device, Kind};
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 fn main() -> anyhow::Result<()> {
     // Weights of the file's own dtype are read where they lie. Others, like these, are cast for each forward.

@@ -5,7 +5,7 @@
 use std::time::Instant;
 use tch_diffusers::models::ModelMixin;
 use tch_diffusers::utils::assets::bundled_model;
-use tch_diffusers::{MemoryFormat, StableDiffusionPipeline};
+use tch_diffusers::{MemoryFormat, PipelineMixin, StableDiffusionPipeline};
 
 fn draw(pipe: &mut StableDiffusionPipeline, what: &str) -> anyhow::Result<image::RgbImage> {
     let call = |pipe: &mut StableDiffusionPipeline, steps| {

@@ -5,7 +5,7 @@
 use tch::Device;
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::utils::assets::bundled_model;
-use tch_diffusers::{Error, StableDiffusionPipeline};
+use tch_diffusers::{Error, PipelineMixin, StableDiffusionPipeline};
 
 fn main() -> anyhow::Result<()> {
     let mut pipe = StableDiffusionPipeline::from_pretrained(bundled_model()?).load()?;

@@ -3,8 +3,8 @@
 //! `cargo run --release --example layerwise_casting`
 
 use tch::Kind;
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 /// Bytes of the UNet's weights.
 fn bytes(pipe: &StableDiffusionPipeline) -> usize {

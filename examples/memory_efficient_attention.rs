@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release --example memory_efficient_attention`
 
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().init();

@@ -3,9 +3,9 @@
 //!     cargo run --release --example memory_report
 
 use tch::{Device, Kind};
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 fn main() -> tch_diffusers::Result<()> {
     let mut pipe = StableDiffusionPipeline::from_pretrained(bundled_model()?).load()?;

@@ -3,8 +3,8 @@
 //! `cargo run --release --example model_offload`
 
 use tch::Device;
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 fn main() -> anyhow::Result<()> {
     // The models are loaded on the CPU, and stay there until they are called.

@@ -3,8 +3,8 @@
 //! `cargo run --release --example sequential_offload`
 
 use tch::Device;
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::utils::assets::bundled_model;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 fn main() -> anyhow::Result<()> {
     let mut pipe = StableDiffusionPipeline::from_pretrained(bundled_model()?).load()?;

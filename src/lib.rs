@@ -25,7 +25,7 @@
 //! | [`pipelines`] | from a prompt to a picture |
 //! | [`models`] | the networks: text encoders, UNets, autoencoders; `from_pretrained`, `save_pretrained`, `to` |
 //! | [`schedulers`] | noise schedules and the solvers that walk them |
-//! | [`loaders`] | weights from files, mapped into memory |
+//! | [`loaders`] | weights from files, mapped into memory; LoRAs |
 //! | [`hooks`] | techniques that hang around modules: weights stored in fewer bits |
 //! | [`nn`] | the module tree: weights with names, and hooks around every forward |
 //! | [`hooks`] | hooks that come with the library: offloading |
@@ -57,11 +57,14 @@ pub mod utils;
 pub use error::{Error, Result};
 pub use models::ModelMixin;
 pub use models::autoencoders::AutoencoderKL;
-pub use models::text_encoders::{CLIPTextModel, CLIPTokenizer};
+pub use models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
+pub use models::transformers::FluxTransformer2DModel;
 pub use models::unets::UNet2DConditionModel;
+pub use pipelines::flux::FluxPipeline;
 pub use pipelines::stable_diffusion::{
     StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
     StableDiffusionSafetyChecker,
 };
+pub use pipelines::{AutoPipelineForText2Image, DiffusionPipeline, PipelineMixin};
 pub use schedulers::{Scheduler, SchedulerKind};
 pub use torch::{DeviceExt, Generator, KindExt, MemoryFormat, TensorExt};

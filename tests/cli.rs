@@ -342,3 +342,56 @@ fn help_is_complete_and_has_examples() {
     let output = run(&["--help"], Path::new("."));
     assert!(String::from_utf8_lossy(&output.stdout).contains("Exit codes:"));
 }
+
+/// A LoRA for the bundled model, in a folder of its own.
+fn written_lora() -> tempfile::TempDir {
+    use tch_diffusers::{ModelMixin, utils::assets::bundled_model};
+    let folder = tempfile::tempdir().unwrap();
+    let unet = tch_diffusers::UNet2DConditionModel::from_pretrained(bundled_model().unwrap()).subfolder("unet").load();
+    let unet = unet.unwrap();
+    let mut tensors = vec![];
+    for node in tch_diffusers::nn::Module::node(&unet).walk() {
+        let Some(shapes) = tch_diffusers::nn::lora_shapes(&node, 2).filter(|_| node.path().ends_with("to_v")) else {
+            continue;
+        };
+        for (name, shape) in ["lora_A", "lora_B"].into_iter().zip(shapes) {
+            let ones = tch::Tensor::ones(shape, (tch::Kind::Float, tch::Device::Cpu)) * 0.2;
+            tensors.push((format!("unet.{}.{name}.weight", node.path()), ones));
+        }
+    }
+    tch::Tensor::write_safetensors(&tensors, folder.path().join("style.safetensors")).unwrap();
+    folder
+}
+
+#[test]
+fn loras_change_the_picture_by_their_weight_and_are_kept_with_it() {
+    let folder = written_lora();
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    generate(&["--output", "plain.png"], folder.path());
+    generate(&["--lora", "style.safetensors", "--output", "style.png"], folder.path());
+    generate(&["--lora", "style.safetensors:0", "--output", "none.png"], folder.path());
+    let halves = ["--lora", "style.safetensors:0.5", "--lora", "style.safetensors:0.5", "--output", "halves.png"];
+    generate(&halves, folder.path());
+    assert_ne!(pixels("style.png"), pixels("plain.png"));
+    assert_eq!(pixels("none.png"), pixels("plain.png"));
+    assert_ne!(pixels("halves.png"), pixels("plain.png"));
+    let again = run(&["generate", "--from", "style.png", "--output", "again.png"], folder.path());
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert_eq!(pixels("again.png"), pixels("style.png"));
+}
+
+#[test]
+fn a_lora_that_cannot_be_read_is_named_before_the_model_is_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("broken.safetensors"), "no").unwrap();
+    for (lora, code, expected) in [
+        (":0.5", 2, "style.safetensors:0.8"),
+        ("style.safetensors:inf", 2, "style.safetensors:0.8"),
+        ("none.safetensors:0.5", 3, "none.safetensors"),
+        ("broken.safetensors", 3, "broken.safetensors: not a safetensors file"),
+    ] {
+        let output = run(&[&STAR[..], &["--model", "nowhere", "--lora", lora]].concat(), folder.path());
+        assert_eq!(output.status.code(), Some(code), "{lora}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{lora}: {}", stderr(&output));
+    }
+}

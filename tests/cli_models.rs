@@ -186,3 +186,61 @@ fn a_single_file_is_refused_where_it_cannot_be() {
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn a_folder_of_flux_needs_no_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let dev = crate::support::generated("flux_pipeline").join("_models/dev");
+    let model = ["--model", dev.to_str().unwrap(), "--height", "32", "--width", "32", "--steps", "2", "--quiet"];
+    let draw = |output: &str, more: &[&str]| {
+        let prompt = ["generate", "--prompt", "a red circle", "--output", output];
+        run(&[&prompt[..], &model[..], more].concat(), folder.path())
+    };
+    stdout(&draw("a.png", &[]));
+    assert_eq!(image::open(folder.path().join("a.png")).unwrap().width(), 32);
+    stdout(&run(&["generate", "--from", "a.png", "--output", "b.png", "--quiet"], folder.path()));
+    stdout(&draw("c.png", &["--offload", "group", "--offload-disk", "--guidance-scale", "3.5"]));
+    stdout(&draw("d.png", &["--negative-prompt", "dog", "--true-cfg-scale", "3", "--prompt-2", "a cat"]));
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    assert_eq!(pixels("a.png"), pixels("b.png"));
+    assert_eq!(pixels("a.png"), pixels("c.png"));
+    assert_ne!(pixels("a.png"), pixels("d.png"));
+    for (more, part) in
+        [(&["--eta", "0.5"][..], "--eta goes with Stable Diffusion"), (&["--clip-skip", "1"], "--clip-skip")]
+    {
+        let output = draw("e.png", more);
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output =
+        run(&["generate", "--prompt", "a", "--prompt-2", "b", "--steps", "1", "--output", "f.png"], folder.path());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("go with FLUX.1"));
+}
+
+#[test]
+fn inspect_shows_what_flux_is_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let dev = crate::support::generated("flux_pipeline").join("_models/dev");
+    let (report, code) = inspect(dev.to_str().unwrap(), folder.path());
+    assert_eq!((code, report["class"].as_str()), (Some(0), Some("FluxPipeline")), "{report}");
+    for (name, class) in [("transformer", "FluxTransformer2DModel"), ("text_encoder_2", "T5EncoderModel")] {
+        let component = component(&report, name);
+        assert_eq!(component["class"], class);
+        assert!(component["files"].as_array().unwrap().len() > 1, "{component}");
+        assert_eq!(component["unexpected_weights"].as_array().unwrap().len(), 0, "{component}");
+    }
+    // A transformer with a block more than its files have.
+    let out = folder.path().join("transformer");
+    std::fs::create_dir(&out).unwrap();
+    for entry in std::fs::read_dir(dev.join("transformer")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), out.join(entry.file_name())).unwrap();
+    }
+    let mut config: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+    config["num_single_layers"] = 3.into();
+    std::fs::write(out.join("config.json"), config.to_string()).unwrap();
+    let output = run(&["inspect", "transformer", "--json"], folder.path());
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("single_transformer_blocks.2."));
+}

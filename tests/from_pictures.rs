@@ -8,8 +8,8 @@ use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::{ImageInput, Images, OutputType, VaeImageProcessor};
 use tch_diffusers::nn::Module;
 use tch_diffusers::{
-    Error, Generator, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
-    TensorExt,
+    Error, Generator, PipelineMixin, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline, TensorExt,
 };
 
 fn folder(model: &str) -> PathBuf {

@@ -9,7 +9,7 @@ use tch::{Device, Kind};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::nn::Module;
 use tch_diffusers::torch::cuda_unavailable_reason;
-use tch_diffusers::{Generator, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{Generator, PipelineMixin, StableDiffusionPipeline, TensorExt};
 
 #[test]
 #[ignore = "needs a CUDA device"]

@@ -7,7 +7,7 @@ use tch_diffusers::hooks::{GroupOffloading, LAYERWISE_CASTING_HOOK};
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_processor::AttentionSlicing;
 use tch_diffusers::nn::{Hook, Module, Next, Node};
-use tch_diffusers::{Error, MemoryFormat, Result, StableDiffusionPipeline};
+use tch_diffusers::{Error, MemoryFormat, PipelineMixin, Result, StableDiffusionPipeline};
 
 fn load() -> StableDiffusionPipeline {
     let folder = generated("pipeline").join("_models/sd1");

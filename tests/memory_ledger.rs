@@ -12,7 +12,9 @@ use tch_diffusers::models::unets::{UNet2DConditionConfig, UNetInputs};
 use tch_diffusers::nn::{Linear, Module, RandomWeights, Scope};
 use tch_diffusers::torch::{MemoryTracker, resident};
 use tch_diffusers::utils::assets::bundled_model;
-use tch_diffusers::{AutoencoderKL, Error, MemoryFormat, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel};
+use tch_diffusers::{
+    AutoencoderKL, Error, MemoryFormat, ModelMixin, PipelineMixin, StableDiffusionPipeline, UNet2DConditionModel,
+};
 
 fn tiny(model: &str) -> PathBuf {
     generated("pipeline").join("_models").join(model)

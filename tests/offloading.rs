@@ -13,7 +13,7 @@ use tch_diffusers::models::unets::{UNet2DConditionConfig, UNetInputs};
 use tch_diffusers::nn::{Hook, Linear, Module, Next, Node, RandomWeights, Scope};
 use tch_diffusers::torch::cuda_unavailable_reason;
 use tch_diffusers::{
-    Error, MemoryFormat, ModelMixin, Result, StableDiffusionPipeline, TensorExt, UNet2DConditionModel,
+    Error, MemoryFormat, ModelMixin, PipelineMixin, Result, StableDiffusionPipeline, TensorExt, UNet2DConditionModel,
 };
 
 fn case() -> PathBuf {

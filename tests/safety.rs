@@ -9,7 +9,8 @@ use tch_diffusers::image_processor::{CLIPImageProcessor, OutputType};
 use tch_diffusers::nn::Module;
 use tch_diffusers::utils::progress::ProgressBarConfig;
 use tch_diffusers::{
-    Error, ModelMixin, Result, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionSafetyChecker,
+    Error, ModelMixin, PipelineMixin, Result, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline,
+    StableDiffusionSafetyChecker,
 };
 
 /// The folder of a tiny pipeline with a checker, and which of five pictures it blackens.

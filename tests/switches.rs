@@ -12,7 +12,7 @@ use tch_diffusers::torch::{
     MatmulPrecision, SDPBackend, Switch, attention_by, num_interop_threads, num_threads, scoped_num_threads,
     sdpa_kernel, sdpa_kernels, set_num_threads,
 };
-use tch_diffusers::{Error, Generator, ModelMixin, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{Error, Generator, ModelMixin, PipelineMixin, StableDiffusionPipeline, TensorExt};
 
 /// Runs the test of this name again, alone in a process.
 fn alone(name: &str, test: impl FnOnce()) {

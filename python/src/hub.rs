@@ -18,7 +18,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    fn options(self) -> HubOptions {
+    pub(crate) fn options(self) -> HubOptions {
         let Self { revision, token, cache_dir, local_files_only } = self;
         HubOptions { revision, token, cache_dir, local_files_only, ..HubOptions::default() }
     }

@@ -9,6 +9,7 @@ mod bridge;
 mod errors;
 mod hooks;
 mod hub;
+mod lora;
 mod models;
 mod node;
 mod schedulers;
@@ -31,8 +32,15 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
+    use super::lora::{
+        LoraStateDict, active_adapters, choose_lora_file, delete_adapter, disable_lora, enable_lora, fuse_lora,
+        fused_loras, list_adapters, load_lora_adapter, lora_file, replace_lora_scale, set_adapters, unfuse_lora,
+        unload_lora,
+    };
+    #[pymodule_export]
     use super::models::{
-        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, StableDiffusionSafetyChecker, UNet2DConditionModel,
+        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, FluxTransformer2DModel,
+        StableDiffusionSafetyChecker, T5EncoderModel, UNet2DConditionModel,
     };
     #[pymodule_export]
     use super::node::Node;
@@ -43,5 +51,5 @@ mod _tch_diffusers {
     #[pymodule_export]
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]
-    use super::tokenizer::CLIPTokenizer;
+    use super::tokenizer::{CLIPTokenizer, T5Tokenizer};
 }

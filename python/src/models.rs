@@ -11,8 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 use tch_diffusers::configuration_utils::from_map;
 use tch_diffusers::loaders::{LoadOptions, SaveOptions, parse_size};
+use tch_diffusers::models::transformers::FluxInputs;
 use tch_diffusers::models::unets::{AddedCond, UNetInputs};
-use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, unets};
+use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, transformers, unets};
 use tch_diffusers::nn::{self, RandomWeights, Weights};
 use tch_diffusers::pipelines::stable_diffusion;
 use tch_diffusers::{Error, Result};
@@ -338,6 +339,66 @@ model_class!(
             let clip_input = clip_input.0;
             let scores = py.detach(move || self.0.lock().scores(&clip_input)).or_raise()?;
             Ok(scores.iter().map(stable_diffusion::SafetyScores::has_nsfw_concept).collect())
+        }
+    }
+);
+
+model_class!(
+    /// The encoder half of T5.
+    T5EncoderModel,
+    text_encoders::T5EncoderModel,
+    {
+        /// The last hidden state.
+        #[pyo3(signature = (input_ids, attention_mask=None))]
+        fn forward(&self, py: Python<'_>, input_ids: PyTensor, attention_mask: Option<PyTensor>) -> PyResult<PyTensor> {
+            let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
+            py.detach(move || self.0.lock().forward(&ids, mask.as_ref())).or_raise().map(PyTensor)
+        }
+    }
+);
+
+/// What a transformer of FLUX.1 takes.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Flux {
+    hidden_states: PyTensor,
+    encoder_hidden_states: PyTensor,
+    pooled_projections: PyTensor,
+    timestep: PyTensor,
+    img_ids: PyTensor,
+    txt_ids: PyTensor,
+    guidance: Option<PyTensor>,
+}
+
+model_class!(
+    /// The transformer of FLUX.1.
+    FluxTransformer2DModel,
+    transformers::FluxTransformer2DModel,
+    {
+        /// Predicts the velocity.
+        fn forward(&self, py: Python<'_>, inputs: Flux) -> PyResult<PyTensor> {
+            let [hidden_states, encoder_hidden_states, pooled_projections, timestep, img_ids, txt_ids] = [
+                inputs.hidden_states,
+                inputs.encoder_hidden_states,
+                inputs.pooled_projections,
+                inputs.timestep,
+                inputs.img_ids,
+                inputs.txt_ids,
+            ]
+            .map(|PyTensor(tensor)| tensor);
+            let guidance = inputs.guidance.map(|PyTensor(guidance)| guidance);
+            let forward = move || {
+                self.0.lock().forward(&FluxInputs {
+                    hidden_states: &hidden_states,
+                    encoder_hidden_states: &encoder_hidden_states,
+                    pooled_projections: &pooled_projections,
+                    timestep: &timestep,
+                    img_ids: &img_ids,
+                    txt_ids: &txt_ids,
+                    guidance: guidance.as_ref(),
+                })
+            };
+            py.detach(forward).or_raise().map(PyTensor)
         }
     }
 );

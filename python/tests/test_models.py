@@ -184,7 +184,7 @@ def test_shapes_that_do_not_fit_are_value_errors(unet):
     with pytest.raises(RuntimeError, match="conv_in"):
         unet(sample[:, :3], timestep, text)
     with pytest.raises(NotImplementedError, match="cross_attention_kwargs"):
-        unet(sample, timestep, text, cross_attention_kwargs={"scale": 0.5})
+        unet(sample, timestep, text, cross_attention_kwargs={"gligen": 0.5})
     with pytest.raises(NotImplementedError, match="not trained"):
         unet.requires_grad_()
 

@@ -173,7 +173,7 @@ def test_custom_timesteps_and_sigmas(pipe, theirs):
         ({"output_type": "jpg"}, ValueError, "one of pil, np, pt, latent"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, "no \\['noise'\\]"),
         ({"ip_adapter_image": 1}, NotImplementedError, "IP-Adapters"),
-        ({"cross_attention_kwargs": {"scale": 1}}, NotImplementedError, "cross_attention_kwargs"),
+        ({"cross_attention_kwargs": {"gligen": 1}}, NotImplementedError, "cross_attention_kwargs"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(pipe, arguments, error, text):

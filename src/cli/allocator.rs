@@ -1,7 +1,6 @@
 //! The allocator of the program, libtorch's included.
 
-use tch_diffusers::nn::{Module, Node};
-use tch_diffusers::pipelines::stable_diffusion::StableDiffusionPipeline;
+use tch_diffusers::pipelines::Parts;
 
 /// Tensors come and go thousands of times a step, which the system's allocator is slower at.
 ///
@@ -14,9 +13,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const MANY_WEIGHTS: usize = 50_000_000;
 
 /// Allows huge pages again for a model of some size, whose tensors fill them.
-pub(crate) fn suit(pipe: &StableDiffusionPipeline) {
-    let models = [Some(pipe.text_encoder.node()), pipe.unet.tree(), Some(pipe.vae.node())];
-    let weights: usize = models.into_iter().flatten().map(Node::num_parameters).sum();
+pub(crate) fn suit(pipe: &impl Parts) {
+    let weights: usize = pipe.models().iter().map(|model| model.node.num_parameters()).sum();
     if weights < MANY_WEIGHTS {
         return;
     }

@@ -1,7 +1,9 @@
 //! `tch-diffusers generate`: pictures of prompts, as PNG files.
 
 use crate::allocator;
+use crate::flux::{self, Flux};
 use crate::interrupt;
+use crate::lora::{self, Loras};
 use crate::memory::Memory;
 use crate::model::model_folder;
 use crate::offload::Offload;
@@ -15,14 +17,14 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::TracedUNet;
-use tch_diffusers::pipelines::Prompt;
+use tch_diffusers::pipelines::PipelineLoader;
 use tch_diffusers::pipelines::stable_diffusion::{
     StableDiffusionCall, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
     TakesSize,
 };
 use tch_diffusers::schedulers::SchedulerKind;
 use tch_diffusers::utils::{image::write_png, progress::ProgressBarConfig};
-use tch_diffusers::{DeviceExt, Error, KindExt};
+use tch_diffusers::{AutoPipelineForText2Image, DeviceExt, DiffusionPipeline, Error, KindExt};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,6 +35,7 @@ Examples:
       --prompt \"an astronaut riding a horse\" --scheduler unipc --steps 20 --output astronaut.png
   tch-diffusers generate --prompt \"a green star on a black background\" --image star.png --strength 0.6 --output green.png
   tch-diffusers generate --prompt \"a red circle on a black background\" --image star.png --mask mask.png --output red.png
+  tch-diffusers generate --prompt \"a blue star\" --lora style.safetensors:0.8 --lora subject.safetensors --output blue.png
 
 Several prompts form one batch, as a list of prompts does in diffusers. Several pictures are numbered:
 circle-0.png, circle-1.png ...";
@@ -44,7 +47,7 @@ pub(crate) struct Generate {
     /// What the picture shows; may be given several times for a batch.
     #[arg(long, required_unless_present = "from")]
     prompt: Vec<String>,
-    /// What the picture should not show.
+    /// What the picture should not show; FLUX.1 looks at it with --true-cfg-scale.
     #[arg(long)]
     negative_prompt: Option<String>,
     /// The model's folder, as diffusers writes it, `owner/name` on the Hub, or `bundled` [default: bundled]
@@ -59,10 +62,10 @@ pub(crate) struct Generate {
     /// Where the picture goes.
     #[arg(short, long, default_value = "output.png", value_name = "PNG")]
     output: PathBuf,
-    /// Denoising steps [default: 25]
+    /// Denoising steps [default: 25; of FLUX.1 28]
     #[arg(long)]
     steps: Option<usize>,
-    /// How much the prompt counts; no guidance at 1 or below [default: 7.5]
+    /// How much the prompt counts; Stable Diffusion has no guidance at 1 or below [default: 7.5; of FLUX.1 3.5]
     #[arg(long)]
     guidance_scale: Option<f64>,
     /// How far guidance's overexposure is corrected, 0 to 1 [default: 0]
@@ -74,17 +77,17 @@ pub(crate) struct Generate {
     /// The seed of the noise: the same seed gives the same picture [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Width in pixels, a multiple of 8 [default: the model's; with --image alone, the picture's]
+    /// Width in pixels, a multiple of 8 or, of FLUX.1, 16 [default: the model's; with --image alone, the picture's]
     #[arg(long)]
     width: Option<i64>,
-    /// Height in pixels, a multiple of 8 [default: the model's; with --image alone, the picture's]
+    /// Height in pixels, a multiple of 8 or, of FLUX.1, 16 [default: the model's; with --image alone, the picture's]
     #[arg(long)]
     height: Option<i64>,
     /// Pictures of each prompt [default: 1]
     #[arg(long)]
     num_images: Option<i64>,
-    /// ddim, ddpm, pndm, lms, euler, heun, euler_a, dpmsolver, dpm_single, dpm2, dpm2_a, deis, unipc or lcm
-    /// [default: the model's]
+    /// ddim, ddpm, pndm, lms, euler, heun, euler_a, dpmsolver, dpm_single, dpm2, dpm2_a, deis, unipc, lcm or, for FLUX.1,
+    /// flow_match_euler [default: the model's]
     #[arg(long, value_parser = scheduler_name)]
     scheduler: Option<String>,
     /// Layers of the text encoder left out at its end.
@@ -111,9 +114,13 @@ pub(crate) struct Generate {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
+    loras: Loras,
+    #[command(flatten)]
     memory: Memory,
     #[command(flatten)]
     speed: Speed,
+    #[command(flatten)]
+    flux: Flux,
     #[command(flatten)]
     offload: Offload,
 }
@@ -138,6 +145,7 @@ impl Generate {
         self.offload.check(device)?;
         let pictures = parameters.source.read(&parameters)?;
         parameters.speed.switch()?;
+        let loras = parameters.loras.read(self.quiet)?;
         let (revision, variant) = (parameters.revision.as_deref(), parameters.variant.as_deref());
         let without: &[&str] = if parameters.no_safety_checker { &["safety_checker"] } else { &[] };
         let folder = model_folder(&parameters.model, revision, variant, without, self.quiet)?;
@@ -149,8 +157,10 @@ impl Generate {
         let offloaded = early.is_some();
         let mut pipe = load(&folder, &parameters, kind, home, early, progress)?;
         allocator::suit(&pipe);
+        lora::add(&mut pipe, &loras)?;
         if let Some(name) = &parameters.scheduler {
-            pipe.scheduler = name.parse::<SchedulerKind>()?.from_config(pipe.scheduler.config())?;
+            let scheduler = pipe.scheduler_mut();
+            *scheduler = name.parse::<SchedulerKind>()?.from_config(scheduler.config())?;
         }
         parameters.memory.enable(&mut pipe)?;
         parameters.speed.enable(&pipe)?;
@@ -190,8 +200,8 @@ impl Generate {
             model: self.model.clone().unwrap_or(base.model),
             prompts: if self.prompt.is_empty() { base.prompts } else { self.prompt.clone() },
             negative_prompt: self.negative_prompt.clone().or(base.negative_prompt),
-            steps: self.steps.unwrap_or(base.steps),
-            guidance_scale: self.guidance_scale.unwrap_or(base.guidance_scale),
+            steps: self.steps.or(base.steps),
+            guidance_scale: self.guidance_scale.or(base.guidance_scale),
             guidance_rescale: self.guidance_rescale.unwrap_or(base.guidance_rescale),
             eta: self.eta.unwrap_or(base.eta),
             seed: self.seed.unwrap_or(base.seed),
@@ -205,8 +215,10 @@ impl Generate {
             variant: self.variant.clone().or(base.variant),
             no_safety_checker: self.no_safety_checker || base.no_safety_checker,
             source: self.source.or(base.source),
+            loras: self.loras.or(base.loras),
             memory: self.memory.or(base.memory),
             speed: self.speed.or(base.speed),
+            flux: self.flux.or(base.flux),
         };
         Ok((parameters, only))
     }
@@ -219,36 +231,85 @@ fn load(
     device: Device,
     offloading: Option<GroupOffloading>,
     progress: ProgressBarConfig,
-) -> anyhow::Result<StableDiffusionPipeline> {
-    let mut loader = StableDiffusionPipeline::from_pretrained(folder).torch_dtype(kind).progress_bar(progress);
-    if let Some(variant) = &parameters.variant {
-        loader = loader.variant(variant);
+) -> anyhow::Result<DiffusionPipeline> {
+    let offloaded = offloading.is_some();
+    let mut pipe = match &parameters.speed.traced_unet {
+        Some(path) => {
+            let mut loader = StableDiffusionPipeline::from_pretrained(folder);
+            if parameters.no_safety_checker {
+                loader = loader.safety_checker(None);
+            }
+            let loader = with_options(loader, parameters, kind, offloading, progress);
+            loader.unet(TracedUNet::load_to(path, device).context(ModelError)?).load().context(ModelError)?.into()
+        }
+        None if parameters.no_safety_checker => {
+            let loader = StableDiffusionPipeline::from_pretrained(folder).safety_checker(None);
+            with_options(loader, parameters, kind, offloading, progress).load().context(ModelError)?.into()
+        }
+        None => {
+            let loader = AutoPipelineForText2Image::from_pretrained(folder);
+            with_options(loader, parameters, kind, offloading, progress).load().context(ModelError)?
+        }
+    };
+    if !offloaded {
+        pipe.to(device)?;
     }
-    if parameters.no_safety_checker {
-        loader = loader.safety_checker(None);
-    }
-    if let Some(path) = &parameters.speed.traced_unet {
-        loader = loader.unet(TracedUNet::load_to(path, device).context(ModelError)?);
-    }
-    if let Some(options) = offloading {
-        return loader.group_offload(options).load().context(ModelError);
-    }
-    let mut pipe = loader.load().context(ModelError)?;
-    pipe.to(device)?;
     Ok(pipe)
 }
 
-/// The pictures, which of them a safety checker blackened, and the pipeline once more, whose components went through the
-/// one that drew.
+fn with_options<P, C>(
+    mut loader: PipelineLoader<P, C>,
+    parameters: &Parameters,
+    kind: Kind,
+    offloading: Option<GroupOffloading>,
+    progress: ProgressBarConfig,
+) -> PipelineLoader<P, C> {
+    loader = loader.torch_dtype(kind).progress_bar(progress);
+    if let Some(variant) = &parameters.variant {
+        loader = loader.variant(variant);
+    }
+    match offloading {
+        Some(options) => loader.group_offload(options),
+        None => loader,
+    }
+}
+
+/// The pipeline, whose components went through the one that drew, the pictures, and which of them a safety checker
+/// blackened.
+type Drawn<P> = (P, Vec<image::DynamicImage>, Vec<bool>);
+
 fn draw(
+    pipe: DiffusionPipeline,
+    parameters: &Parameters,
+    pictures: Option<Pictures>,
+) -> anyhow::Result<Drawn<DiffusionPipeline>> {
+    let (pipe, images, black) = match pipe {
+        DiffusionPipeline::StableDiffusion(pipe) => {
+            parameters.flux.refuse("StableDiffusionPipeline")?;
+            let (pipe, images, black) = draw_stable_diffusion(*pipe, parameters, pictures)?;
+            (pipe.into(), images, black)
+        }
+        DiffusionPipeline::Flux(mut pipe) => {
+            let images = flux::draw(&mut pipe, parameters)?;
+            (DiffusionPipeline::Flux(pipe), images, vec![])
+        }
+        other => {
+            let text = format!("{}s are not drawn with by this program", other.class_name());
+            bail!(anyhow::Error::new(Error::Unsupported(text)).context(ModelError));
+        }
+    };
+    if interrupt::asked() {
+        bail!(Interrupted);
+    }
+    Ok((pipe, images, black))
+}
+
+fn draw_stable_diffusion(
     mut pipe: StableDiffusionPipeline,
     parameters: &Parameters,
     pictures: Option<Pictures>,
-) -> anyhow::Result<(StableDiffusionPipeline, Vec<image::DynamicImage>, Vec<bool>)> {
-    let prompt = match parameters.prompts.as_slice() {
-        [one] => Prompt::from(one),
-        several => Prompt::from(several),
-    };
+) -> anyhow::Result<Drawn<StableDiffusionPipeline>> {
+    let prompt = parameters.prompt();
     let (pipe, output) = match pictures {
         None => {
             let call = with_size(with_arguments(pipe.call(prompt), parameters), parameters);
@@ -270,17 +331,14 @@ fn draw(
             (pipe.into(), output)
         }
     };
-    if interrupt::asked() {
-        bail!(Interrupted);
-    }
-    Ok((pipe, output.images.into_images()?, output.nsfw_content_detected.unwrap_or_default()))
+    let black = output.nsfw_content_detected.unwrap_or_default();
+    Ok((pipe, output.images.into_images()?, black))
 }
 
 /// What calls of all pipelines take.
 fn with_arguments<'a, T>(call: StableDiffusionCall<'a, T>, parameters: &Parameters) -> StableDiffusionCall<'a, T> {
     let mut call = call
-        .num_inference_steps(parameters.steps)
-        .guidance_scale(parameters.guidance_scale)
+        .num_inference_steps(parameters.steps())
         .eta(parameters.eta)
         .num_images_per_prompt(parameters.num_images)
         .seed(parameters.seed)
@@ -289,10 +347,10 @@ fn with_arguments<'a, T>(call: StableDiffusionCall<'a, T>, parameters: &Paramete
             Ok(())
         });
     if let Some(negative) = &parameters.negative_prompt {
-        call = call.negative_prompt(match parameters.prompts.len() {
-            1 => Prompt::from(negative),
-            prompts => Prompt::from(vec![negative.as_str(); prompts]),
-        });
+        call = call.negative_prompt(parameters.for_each_prompt(negative));
+    }
+    if let Some(scale) = parameters.guidance_scale {
+        call = call.guidance_scale(scale);
     }
     match parameters.clip_skip {
         Some(layers) => call.clip_skip(layers),

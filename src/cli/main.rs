@@ -3,9 +3,11 @@
 mod allocator;
 mod convert;
 mod env;
+mod flux;
 mod generate;
 mod inspect;
 mod interrupt;
+mod lora;
 mod memory;
 mod model;
 mod offload;

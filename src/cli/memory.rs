@@ -2,9 +2,9 @@
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tch_diffusers::models::To;
 use tch_diffusers::models::attention_processor::AttentionSlicing;
-use tch_diffusers::{Error, KindExt, MemoryFormat, StableDiffusionPipeline};
+use tch_diffusers::pipelines::Parts;
+use tch_diffusers::{DiffusionPipeline, Error, KindExt, MemoryFormat, PipelineMixin};
 
 /// What is switched on to save memory. Some of it changes the picture a little, so it is kept with the picture.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub(crate) struct Memory {
     #[arg(long, value_name = "PIXELS", num_args = 0..=1, default_missing_value = "0",
         value_parser = clap::value_parser!(i64).range(0..))]
     vae_tiling: Option<i64>,
-    /// Stores the UNet's weights in 8 bits, float8_e4m3fn or float8_e5m2; the pictures differ
+    /// Stores the weights of the UNet, or of FLUX.1's transformer, in 8 bits, float8_e4m3fn or float8_e5m2; the pictures differ
     #[arg(long, value_name = "DTYPE", value_parser = storage_dtype)]
     layerwise_casting: Option<String>,
     /// Lays the UNet's convolutions out with channels last; the same pictures, but for rounding
@@ -61,7 +61,7 @@ impl Memory {
     }
 
     /// Switches on what is asked for.
-    pub(crate) fn enable(&self, pipe: &mut StableDiffusionPipeline) -> Result<(), Error> {
+    pub(crate) fn enable(&self, pipe: &mut DiffusionPipeline) -> Result<(), Error> {
         if let Some(size) = &self.attention_slicing {
             pipe.enable_attention_slicing(size.parse()?)?;
         }
@@ -71,16 +71,17 @@ impl Memory {
         if let Some(side) = self.vae_tiling {
             pipe.enable_vae_tiling();
             if side > 0 {
-                let scale = pipe.vae.tile_sample_min_size / pipe.vae.tile_latent_min_size;
+                let vae = pipe.autoencoder_mut();
+                let scale = vae.tile_sample_min_size / vae.tile_latent_min_size;
                 if side < 4 * scale || side % scale != 0 {
                     let wanted = format!("a tile's side is a multiple of {scale}, at least {}", 4 * scale);
                     return Err(Error::Argument(format!("--vae-tiling {side}: {wanted}")));
                 }
-                (pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size) = (side, side / scale);
+                (vae.tile_sample_min_size, vae.tile_latent_min_size) = (side, side / scale);
             }
         }
         if self.channels_last {
-            pipe.unet.move_to(To::MemoryFormat(MemoryFormat::ChannelsLast))?;
+            pipe.denoiser("--channels-last")?.node.to_memory_format(MemoryFormat::ChannelsLast)?;
         }
         if let Some(dtype) = &self.layerwise_casting {
             pipe.enable_layerwise_casting(tch::Kind::from_torch_name(dtype)?, None)?;

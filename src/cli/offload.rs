@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use tch::Device;
 use tch_diffusers::hooks::GroupOffloading;
-use tch_diffusers::{Error, Result, StableDiffusionPipeline};
+use tch_diffusers::{DiffusionPipeline, Error, PipelineMixin, Result};
 
 /// What is offloaded together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,7 +100,7 @@ impl Offload {
     }
 
     /// Switches it on for a pipeline that is on the CPU.
-    pub(crate) fn enable(&self, pipe: &mut StableDiffusionPipeline, device: Device) -> Result<()> {
+    pub(crate) fn enable(&self, pipe: &mut DiffusionPipeline, device: Device) -> Result<()> {
         match self.offload {
             None => Ok(()),
             Some(Unit::Model) => pipe.enable_model_cpu_offload(device),

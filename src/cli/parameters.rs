@@ -1,11 +1,14 @@
 //! What a picture was drawn with: kept in the PNG, so that `--from` can draw it again.
 
+use crate::flux::Flux;
+use crate::lora::Loras;
 use crate::memory::Memory;
 use crate::source::Source;
 use crate::speed::Speed;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::utils::image::read_png_text;
 
 /// The PNG text chunk that holds the parameters, as JSON.
@@ -19,8 +22,10 @@ pub(crate) struct Parameters {
     pub(crate) revision: Option<String>,
     pub(crate) prompts: Vec<String>,
     pub(crate) negative_prompt: Option<String>,
-    pub(crate) steps: usize,
-    pub(crate) guidance_scale: f64,
+    /// The pipeline's own number unless given.
+    pub(crate) steps: Option<usize>,
+    /// The pipeline's own number unless given.
+    pub(crate) guidance_scale: Option<f64>,
     pub(crate) guidance_rescale: f64,
     pub(crate) eta: f64,
     pub(crate) seed: u64,
@@ -37,9 +42,13 @@ pub(crate) struct Parameters {
     #[serde(default)]
     pub(crate) source: Source,
     #[serde(default)]
+    pub(crate) loras: Loras,
+    #[serde(default)]
     pub(crate) memory: Memory,
     #[serde(default)]
     pub(crate) speed: Speed,
+    #[serde(default)]
+    pub(crate) flux: Flux,
 }
 
 impl Default for Parameters {
@@ -49,8 +58,8 @@ impl Default for Parameters {
             revision: None,
             prompts: vec![],
             negative_prompt: None,
-            steps: 25,
-            guidance_scale: 7.5,
+            steps: None,
+            guidance_scale: None,
             guidance_rescale: 0.0,
             eta: 0.0,
             seed: 0,
@@ -64,13 +73,39 @@ impl Default for Parameters {
             variant: None,
             no_safety_checker: false,
             source: Source::default(),
+            loras: Loras::default(),
             memory: Memory::default(),
             speed: Speed::default(),
+            flux: Flux::default(),
         }
     }
 }
 
+/// Steps of Stable Diffusion, unless given.
+const STEPS: usize = 25;
+
 impl Parameters {
+    /// Steps of Stable Diffusion.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps.unwrap_or(STEPS)
+    }
+
+    /// The prompt, or the prompts as one batch.
+    pub(crate) fn prompt(&self) -> Prompt {
+        match self.prompts.as_slice() {
+            [one] => Prompt::from(one),
+            several => Prompt::from(several),
+        }
+    }
+
+    /// `text` for each prompt.
+    pub(crate) fn for_each_prompt(&self, text: &str) -> Prompt {
+        match self.prompts.len() {
+            1 => Prompt::from(text),
+            prompts => Prompt::from(vec![text; prompts]),
+        }
+    }
+
     /// Reads them, and the number of the picture in its batch, from a picture of this program.
     pub(crate) fn read(path: &Path) -> anyhow::Result<(Self, usize)> {
         let chunks = read_png_text(path)?;

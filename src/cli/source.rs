@@ -62,6 +62,11 @@ impl Source {
         Ok(Some(Pictures { image, mask, strength }))
     }
 
+    /// Whether there is a picture to draw from.
+    pub(crate) fn is_given(&self) -> bool {
+        self.image.is_some()
+    }
+
     fn strength(&self) -> f64 {
         self.strength.unwrap_or(if self.mask.is_some() { 1.0 } else { 0.8 })
     }
@@ -78,7 +83,7 @@ impl Source {
         if self.image.is_none() {
             return Ok(());
         }
-        let (strength, steps) = (self.strength(), parameters.steps);
+        let (strength, steps) = (self.strength(), parameters.steps());
         if !(0.0..=1.0).contains(&strength) {
             return Err(Error::Argument(format!("--strength {strength}: it has to be between 0 and 1")));
         }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tch_diffusers::models::attention_dispatch::AttentionBackend;
 use tch_diffusers::torch::{MatmulPrecision, Switch, set_num_threads};
-use tch_diffusers::{Error, StableDiffusionPipeline};
+use tch_diffusers::{DiffusionPipeline, Error, PipelineMixin};
 
 /// What is switched on for speed. It can change a picture's last bits, so it is kept with the picture.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ impl Speed {
     }
 
     /// Switches on what is the pipeline's.
-    pub(crate) fn enable(&self, pipe: &StableDiffusionPipeline) -> Result<(), Error> {
+    pub(crate) fn enable(&self, pipe: &DiffusionPipeline) -> Result<(), Error> {
         if self.winograd {
             pipe.enable_winograd()?;
         }

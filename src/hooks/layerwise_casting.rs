@@ -163,11 +163,13 @@ pub fn is_layerwise_casting_active(module: &Node) -> bool {
 pub fn set_compute_dtype(module: &Node, kind: Kind) -> Result<()> {
     let params = |params: Vec<(String, Param)>| params.into_iter().map(|(_, param)| param).collect::<Vec<_>>();
     if module.hook(LAYERWISE_CASTING_HOOK).is_some() {
+        cast_all(&module.hook_weights(), kind)?;
         let hook = LayerwiseCasting::new(params(module.params()), kind);
         module.add_hook(LAYERWISE_CASTING_HOOK, hook);
         return Ok(());
     }
     cast_all(&params(module.own_params()), kind)?;
+    cast_all(&module.own_hook_weights(), kind)?;
     module.children().iter().try_for_each(|(_, child)| set_compute_dtype(child, kind))
 }
 

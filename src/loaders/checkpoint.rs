@@ -26,6 +26,7 @@ pub struct Checkpoint {
     tensors: HashMap<String, MappedTensor>,
     files: Vec<PathBuf>,
     kind: Option<Kind>,
+    kept: &'static [&'static str],
     device: Device,
     state: Mutex<State>,
 }
@@ -77,7 +78,14 @@ impl Checkpoint {
                 };
             }
         }
-        Ok(Self { tensors, files: files.to_vec(), kind, device, state: Mutex::default() })
+        Ok(Self { tensors, files: files.to_vec(), kind, kept: &[], device, state: Mutex::default() })
+    }
+
+    /// Casts the weights of `modules`, which are names in the weights' paths, to float32 in place of another dtype.
+    #[must_use]
+    pub fn keep_in_fp32(mut self, modules: &'static [&'static str]) -> Self {
+        self.kept = modules;
+        self
     }
 
     /// Has each weight whose key ends with `whole` stand for several of as many rows each, with `parts` in its key's place.
@@ -175,7 +183,8 @@ impl Weights for Checkpoint {
         }
         drop(state);
         let tensor = mapped.view()?;
-        let kind = self.kind.filter(|_| mapped.kind().is_floating_point()).unwrap_or(mapped.kind());
+        let asked = self.kind.map(|kind| if is_below(path, self.kept) { Kind::Float } else { kind });
+        let kind = asked.filter(|_| mapped.kind().is_floating_point()).unwrap_or(mapped.kind());
         let weight = tensor.f_view(shape)?.f_to_device(self.device)?.f_to_kind(kind)?;
         if weight.device() != Device::Cpu || weight.data_ptr() != tensor.data_ptr() {
             mapped.release()?;
@@ -188,8 +197,13 @@ impl Weights for Checkpoint {
     }
 }
 
+/// Whether one of `modules` is a name in the dotted `path`.
+pub(crate) fn is_below(path: &str, modules: &[&str]) -> bool {
+    !modules.is_empty() && path.split('.').any(|name| modules.contains(&name))
+}
+
 /// The tensor of `entry` in a file whose data begin `start` bytes in.
-fn mapped(map: &Arc<MappedFile>, start: usize, entry: &TensorEntry) -> Result<MappedTensor> {
+pub(super) fn mapped(map: &Arc<MappedFile>, start: usize, entry: &TensorEntry) -> Result<MappedTensor> {
     let kind = kind_of(entry.kind).ok_or_else(|| {
         Error::Unsupported(format!(
             "{}: `{}` has dtype {}, which tch cannot hold",

@@ -38,6 +38,10 @@ pub trait ModelMixin: Module + Sized {
     /// What layerwise casting leaves as it is, beside [`DEFAULT_SKIP_MODULES_PATTERN`].
     const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &[];
 
+    /// The modules, by a name in their path, that stay in float32 where a model is loaded in float16:
+    /// `_keep_in_fp32_modules`. Casting a model that is loaded casts them as well, as there.
+    const KEEP_IN_FP32_MODULES: &'static [&'static str] = &[];
+
     /// Builds the model, its weights coming from `scope`.
     ///
     /// # Errors
@@ -318,9 +322,10 @@ impl<M: ModelMixin> ModelLoader<M> {
         // Differs from diffusers: without a dtype every model is float32. There, models of transformers keep the file's
         // dtype and those of diffusers do not, so that a pipeline saved in float16 fails at its first step.
         let kind = self.options.torch_dtype.unwrap_or(Kind::Float);
-        let offloading = self.offloading.map(|offloading| offloading.compute_dtype(kind));
+        let kept = if kind == Kind::Half { M::KEEP_IN_FP32_MODULES } else { &[] };
+        let offloading = self.offloading.map(|offloading| offloading.compute_dtype(kind).keep_in_fp32(kept));
         let cast = Some(kind).filter(|_| !offloading.as_ref().is_some_and(GroupOffloading::is_to_disk));
-        let checkpoint = Checkpoint::open(&files, M::KEYS, cast, self.options.device)?;
+        let checkpoint = Checkpoint::open(&files, M::KEYS, cast, self.options.device)?.keep_in_fp32(kept);
         let model = M::from_weights(config, &checkpoint).map_err(in_file)?;
         checkpoint.finish()?;
         check_dtypes(model.node(), &files)?;

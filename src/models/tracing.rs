@@ -111,8 +111,8 @@ pub fn trace_with<M: Traceable>(model: &M, inputs: &[Tensor], options: TraceOpti
     if let Some(hooked) = model.root().walk().iter().find(|node| !node.hook_names().is_empty()) {
         let (path, hooks) = (hooked.path(), hooked.hook_names().join(", "));
         return Err(Error::Unsupported(format!(
-            "`{path}` has hooks ({hooks}), which change its weights while it runs: switch offloading and casting off before \
-             tracing"
+            "`{path}` has hooks ({hooks}), which change its weights while it runs: switch offloading and casting off, or \
+             fuse and unload LoRAs, before tracing"
         )));
     }
     let _no_grad = tch::no_grad_guard();

@@ -28,8 +28,7 @@ impl Conv2dConfig {
 /// The ways of a convolution, shared with whoever walks the tree.
 #[derive(Debug)]
 struct Ways {
-    /// Whether it is of [`Conv2dConfig::SAME`], which alone can be computed in fewer multiplications.
-    keeps_size: bool,
+    config: Conv2dConfig,
     winograd: AtomicBool,
     prepacked: AtomicBool,
     packed: PackedConv2d,
@@ -39,10 +38,16 @@ fn convolutions(module: &Node) -> Vec<Arc<Ways>> {
     module.walk().iter().filter_map(Node::setting::<Ways>).collect()
 }
 
+/// How the convolution `module` slides; none for another module.
+pub(super) fn conv2d_config(module: &Node) -> Option<Conv2dConfig> {
+    module.setting::<Ways>().map(|ways| ways.config)
+}
+
 /// Has the convolutions at or below `module` that can be computed by [`conv2d_winograd`] be so, or no longer.
 pub fn set_use_winograd(module: &Node, winograd: bool) {
     for ways in convolutions(module) {
-        ways.winograd.store(winograd && ways.keeps_size, Ordering::Relaxed);
+        // Others cannot be computed in fewer multiplications.
+        ways.winograd.store(winograd && ways.config == Conv2dConfig::SAME, Ordering::Relaxed);
     }
 }
 
@@ -100,7 +105,7 @@ impl Conv2d {
 
     fn finish(scope: Scope<'_>, weight: Param, bias: Option<Param>, config: Conv2dConfig) -> Self {
         let ways = Arc::new(Ways {
-            keeps_size: config == Conv2dConfig::SAME,
+            config,
             winograd: AtomicBool::new(false),
             prepacked: AtomicBool::new(false),
             packed: PackedConv2d::default(),

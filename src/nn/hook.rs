@@ -1,7 +1,8 @@
 //! Behaviour around a module's forward.
 
-use super::Node;
+use super::{Node, Param};
 use crate::error::Result;
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -54,6 +55,17 @@ pub trait Hook: Debug + Send + Sync {
 
     /// The dtype that the module computes in, for a hook that lets its weights be stored in another; none by default.
     fn compute_dtype(&self) -> Option<Kind> {
+        None
+    }
+
+    /// Weights of the hook's own, beside the module's: they are moved, cast and laid out with those, and are no part of the
+    /// checkpoint. None by default.
+    fn weights(&self) -> Vec<Param> {
+        vec![]
+    }
+
+    /// The hook itself, for those who know what it is; none by default.
+    fn as_any(&self) -> Option<&dyn Any> {
         None
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Module, Node, Param, Scope};
 use crate::error::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// `x W^T + b`, the twin of `torch.nn.Linear`.
 #[derive(Debug)]
@@ -21,6 +21,12 @@ impl Linear {
         let weight = scope.param("weight", &[outputs, inputs])?;
         let bias = bias.then(|| scope.param("bias", &[outputs])).transpose()?;
         Ok(Self { node: scope.finish::<Self>(), weight, bias })
+    }
+
+    /// The dtype that the map computes in: what a hook casts its weight to, or else the weight's own.
+    #[must_use]
+    pub fn dtype(&self) -> Kind {
+        self.node.dtype()
     }
 
     pub(super) fn weight(&self) -> &Param {
@@ -75,7 +81,7 @@ pub(super) fn linear(input: &Tensor, weight: &Tensor, bias: Option<Tensor>) -> R
 mod tests {
     use super::*;
     use crate::torch::{Generator, TensorExt};
-    use tch::{Kind, no_grad};
+    use tch::no_grad;
 
     #[test]
     fn inputs_that_are_not_contiguous_give_the_bits_of_weights_with_gradient() {

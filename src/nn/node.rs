@@ -196,6 +196,19 @@ impl Node {
         self.walk().into_iter().flat_map(own).collect()
     }
 
+    /// The weights that hooks at or below this node hold of their own, such as those of LoRAs: [`Hook::weights`].
+    #[must_use]
+    pub fn hook_weights(&self) -> Vec<Param> {
+        self.walk().iter().flat_map(Self::own_hook_weights).collect()
+    }
+
+    /// As [`Node::hook_weights`], of the hooks around this node alone.
+    #[must_use]
+    pub fn own_hook_weights(&self) -> Vec<Param> {
+        let hooks = lock(&self.0.hooks).clone();
+        hooks.iter().flat_map(|named| named.hook.weights()).collect()
+    }
+
     /// Every weight's tensor at or below this node, keyed as in the checkpoint. Nothing is copied.
     #[must_use]
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
@@ -256,9 +269,10 @@ impl Node {
     /// # Errors
     /// [`Error::OutOfMemory`] where the device has no room.
     pub fn to_device(&self, device: Device) -> Result<()> {
-        let params = self.params();
-        let moved = params.iter().map(|(_, param)| Ok(param.get().f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
-        for ((_, param), tensor) in params.iter().zip(moved) {
+        let params = self.params().into_iter().map(|(_, param)| param).chain(self.hook_weights());
+        let params: Vec<_> = params.collect();
+        let moved = params.iter().map(|param| Ok(param.get().f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
+        for (param, tensor) in params.iter().zip(moved) {
             drop(param.replace(tensor));
         }
         Ok(())
@@ -286,6 +300,10 @@ impl Node {
     fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<()> {
         for (key, param) in self.params() {
             let changed = change(&param.get()).map_err(|error| error.at(&key))?;
+            drop(param.replace(changed));
+        }
+        for param in self.hook_weights() {
+            let changed = change(&param.get()).map_err(|error| error.at(self.path()))?;
             drop(param.replace(changed));
         }
         Ok(())

@@ -6,6 +6,7 @@ use crate::configuration_utils::{ConfigMap, DIFFUSERS_VERSION, read_json};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tch::Tensor;
 
 /// `model_index.json`: which pipeline a folder holds, and of which classes its components are.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +71,20 @@ pub(crate) fn model_index(class_name: &str, components: &[(&str, &str, &str)]) -
         map.insert((*name).into(), if absent { json!([null, null]) } else { json!([library, class]) });
     }
     map
+}
+
+/// `[batch, ..]` to `[batch * images, ..]`, each item's copies side by side.
+pub(super) fn repeat_for_images(embeds: &Tensor, images: i64) -> Result<Tensor> {
+    if images == 1 {
+        return Ok(embeds.shallow_clone());
+    }
+    let mut size = embeds.size();
+    let mut repeats = vec![1; size.len()];
+    let (Some(batch), Some(second)) = (size.first_mut(), repeats.get_mut(1)) else {
+        return Err(Error::Shape(format!("embeddings have at least two dimensions, got {:?}", embeds.size())));
+    };
+    (*batch, *second) = (*batch * images, images);
+    Ok(embeds.f_repeat(&repeats)?.f_view(size.as_slice())?)
 }
 
 /// One prompt, or one for each picture of a batch.

@@ -7,7 +7,7 @@ use crate::error::Result;
 use tch::{Device, Kind, Tensor};
 
 /// `np.linspace(start, stop, num)`.
-pub(super) fn linspace(start: f64, stop: f64, num: usize) -> Vec<f64> {
+pub(crate) fn linspace(start: f64, stop: f64, num: usize) -> Vec<f64> {
     let intervals = num.saturating_sub(1);
     let step = (stop - start) / intervals as f64;
     (0..num)

@@ -33,6 +33,7 @@ mod spacing;
 mod step_math;
 mod variance_preserving;
 
+pub(crate) use arrays::linspace;
 pub use betas::{BetaSchedule, training_alphas_cumprod, training_betas};
 pub use registry::{SchedulerKind, scheduler_from_config, scheduler_from_pretrained};
 pub use scheduling_ddim::DDIMScheduler;

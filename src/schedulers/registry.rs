@@ -2,9 +2,10 @@
 
 use super::{
     DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
-    KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler, LCMScheduler, LMSDiscreteScheduler, PNDMScheduler,
-    Scheduler, SchedulerMixin, UniPCMultistepScheduler, load_scheduler_config,
+    DPMSolverSinglestepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler,
+    LCMScheduler, LMSDiscreteScheduler, PNDMScheduler, Scheduler, SchedulerMixin, UniPCMultistepScheduler,
+    load_scheduler_config,
 };
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
@@ -56,11 +57,13 @@ pub enum SchedulerKind {
     LCM,
     /// [`DDIMInverseScheduler`], in short `ddim_inverse`.
     DDIMInverse,
+    /// [`FlowMatchEulerDiscreteScheduler`], in short `flow_match_euler`.
+    FlowMatchEulerDiscrete,
 }
 
 impl SchedulerKind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::DDIM,
         Self::DDPM,
         Self::PNDM,
@@ -76,6 +79,7 @@ impl SchedulerKind {
         Self::UniPCMultistep,
         Self::LCM,
         Self::DDIMInverse,
+        Self::FlowMatchEulerDiscrete,
     ];
 
     /// diffusers' name of the class.
@@ -97,6 +101,7 @@ impl SchedulerKind {
             Self::UniPCMultistep => UniPCMultistepScheduler::CLASS_NAME,
             Self::LCM => LCMScheduler::CLASS_NAME,
             Self::DDIMInverse => DDIMInverseScheduler::CLASS_NAME,
+            Self::FlowMatchEulerDiscrete => FlowMatchEulerDiscreteScheduler::CLASS_NAME,
         }
     }
 
@@ -119,6 +124,7 @@ impl SchedulerKind {
             Self::UniPCMultistep => "unipc",
             Self::LCM => "lcm",
             Self::DDIMInverse => "ddim_inverse",
+            Self::FlowMatchEulerDiscrete => "flow_match_euler",
         }
     }
 
@@ -144,6 +150,7 @@ impl SchedulerKind {
             Self::UniPCMultistep => Box::new(UniPCMultistepScheduler::from_config(config)?),
             Self::LCM => Box::new(LCMScheduler::from_config(config)?),
             Self::DDIMInverse => Box::new(DDIMInverseScheduler::from_config(config)?),
+            Self::FlowMatchEulerDiscrete => Box::new(FlowMatchEulerDiscreteScheduler::from_config(config)?),
         })
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::support::generated;
 use tch::{Device, Kind, Tensor};
-use tch_diffusers::StableDiffusionPipeline;
 use tch_diffusers::torch::MemoryTracker;
+use tch_diffusers::{PipelineMixin, StableDiffusionPipeline};
 
 #[test]
 #[ignore = "needs a CUDA device"]

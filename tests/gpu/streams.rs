@@ -9,7 +9,7 @@ use tch_diffusers::nn::{Module, RandomWeights};
 use tch_diffusers::torch::{
     Event, MemoryTracker, PAGE, PinnedMemory, Stream, copy_non_blocking, is_pinned, record_stream, whole_pages,
 };
-use tch_diffusers::{ModelMixin, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
+use tch_diffusers::{ModelMixin, PipelineMixin, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
 
 const CUDA: Device = Device::Cuda(0);
 

@@ -9,16 +9,16 @@ use tch_diffusers::models::text_encoders::CLIPTokenizer;
 
 const GROUP: &str = "clip_tokenizer";
 
-fn ids(value: &Value) -> Vec<i64> {
+pub(super) fn ids(value: &Value) -> Vec<i64> {
     value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
 }
 
-fn strings(value: &Value) -> Vec<String> {
+pub(super) fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_string()).collect()
 }
 
 /// The rows of a matrix of ids.
-fn rows(tensor: &Tensor) -> Vec<Vec<i64>> {
+pub(super) fn rows(tensor: &Tensor) -> Vec<Vec<i64>> {
     assert_eq!(tensor.kind(), Kind::Int64);
     tensor.try_into().unwrap()
 }

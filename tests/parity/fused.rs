@@ -4,7 +4,7 @@ use crate::support::{cases, generated, json, name, record, tensors};
 use tch::{Kind, Tensor};
 use tch_diffusers::image_processor::{Images, OutputType};
 use tch_diffusers::nn::Module;
-use tch_diffusers::{KindExt, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
+use tch_diffusers::{KindExt, PipelineMixin, StableDiffusionPipeline, TensorExt, UNet2DConditionModel};
 
 fn load(kind: Kind) -> StableDiffusionPipeline {
     let folder = generated("fused").join("_model/sd1");

@@ -9,7 +9,7 @@ use tch_diffusers::image_processor::{Images, OutputType};
 use tch_diffusers::models::To;
 use tch_diffusers::models::attention_processor::{AttentionProcessor, AttentionSlicing};
 use tch_diffusers::pipelines::Prompt;
-use tch_diffusers::{Error, KindExt, MemoryFormat, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{Error, KindExt, MemoryFormat, PipelineMixin, StableDiffusionPipeline, TensorExt};
 
 fn load(kind: Kind) -> StableDiffusionPipeline {
     let folder = generated("memory").join("pipelines/_model/sd1");

@@ -34,7 +34,7 @@ pub(super) fn prompt(value: &Value) -> Prompt {
     }
 }
 
-fn floats(value: &Value) -> Vec<f64> {
+pub(super) fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 

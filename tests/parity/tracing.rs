@@ -13,8 +13,8 @@ use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::torch::TracedModule;
 use tch_diffusers::{
-    AutoencoderKL, CLIPTextModel, Error, Generator, MemoryFormat, ModelMixin, StableDiffusionPipeline, TensorExt,
-    UNet2DConditionModel,
+    AutoencoderKL, CLIPTextModel, Error, Generator, MemoryFormat, ModelMixin, PipelineMixin, StableDiffusionPipeline,
+    TensorExt, UNet2DConditionModel,
 };
 
 fn traces() -> PathBuf {

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::{GroupOffloading, apply_group_offloading_on};
 use tch_diffusers::image_processor::{Images, OutputType};
 use tch_diffusers::nn::{Hook, Module, Next, Node};
-use tch_diffusers::{AutoencoderKL, ModelMixin, Result, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{AutoencoderKL, ModelMixin, PipelineMixin, Result, StableDiffusionPipeline, TensorExt};
 
 fn vae() -> AutoencoderKL {
     AutoencoderKL::from_pretrained(generated("offloading").join("vae_decode")).load().unwrap()

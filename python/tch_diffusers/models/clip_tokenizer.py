@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,7 +16,9 @@ from tch_diffusers import _tch_diffusers
 from tch_diffusers.utils import BaseOutput
 from tch_diffusers.utils.hub import HUB_ARGUMENTS, local_folder
 
-__all__ = ["BatchEncoding", "CLIPTokenizer"]
+__all__ = ["BatchEncoding", "CLIPTokenizer", "Tokenizer"]
+
+Self = TypeVar("Self", bound="Tokenizer")
 
 
 @dataclass(eq=False)
@@ -27,17 +29,13 @@ class BatchEncoding(BaseOutput):
     attention_mask: Any
 
 
-class CLIPTokenizer:
-    """Turns prompts into the numbers that `CLIPTextModel` takes, and back.
+class Tokenizer:
+    """Text to numbers and back, by the Rust library."""
 
-    >>> from tch_diffusers.utils import bundled_model
-    >>> tokenizer = CLIPTokenizer.from_pretrained(bundled_model(), subfolder="tokenizer")
-    >>> inputs = tokenizer("a red circle", padding="max_length", truncation=True, return_tensors="pt")
-    >>> inputs.input_ids.shape[1] == tokenizer.model_max_length
-    True
-    """
+    _core_class: Any = None
+    _core: Any
 
-    def __init__(self, core: _tch_diffusers.CLIPTokenizer) -> None:
+    def __init__(self, core: Any) -> None:
         self._core = core
         for role, token, number in core.special_tokens():
             setattr(self, f"{role}_token", token)
@@ -45,12 +43,12 @@ class CLIPTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
-    ) -> CLIPTokenizer:
+        cls: type[Self], pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> Self:
         """Reads the tokenizer in a folder, or in its `subfolder`."""
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         folder = local_folder(pretrained_model_name_or_path, subfolder, **hub)
-        return cls(_tch_diffusers.CLIPTokenizer.load(folder / (subfolder or "")))
+        return cls(cls._core_class.load(folder / (subfolder or "")))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Copies the files that it was read from to a folder."""
@@ -58,16 +56,19 @@ class CLIPTokenizer:
 
     @property
     def model_max_length(self) -> int:
-        """The longest sequence that the model takes, in tokens and with the two special ones."""
-        return self._core.model_max_length
+        """The longest sequence that the model takes, in tokens and with the special ones; 10^30 if no file says."""
+        limit: int | None = self._core.model_max_length
+        return int(1e30) if limit is None else limit
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens."""
-        return self._core.vocab_size
+        size: int = self._core.vocab_size
+        return size
 
     def __len__(self) -> int:
-        return self._core.vocab_size
+        size: int = self._core.vocab_size
+        return size
 
     def __call__(
         self,
@@ -109,7 +110,8 @@ class CLIPTokenizer:
 
     def tokenize_for_prompt(self, texts: list[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor, list[str] | None]:
         """What a pipeline takes: the numbers, which of them are text, and what was cut off, if anything."""
-        return self._core.encode_batch(texts, max_length)
+        ids, mask, removed = self._core.encode_batch(texts, max_length)
+        return ids, mask, removed
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         """The text of numbers."""
@@ -117,7 +119,8 @@ class CLIPTokenizer:
         if skip_special_tokens:
             special = {number for _, _, number in self._core.special_tokens()}
             ids = [number for number in ids if number not in special]
-        return self._core.decode(ids)
+        text: str = self._core.decode(ids)
+        return text
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
         """The texts of several lists of numbers."""
@@ -128,3 +131,16 @@ class CLIPTokenizer:
         if isinstance(tokens, str):
             return self._core.token_to_id(tokens)
         return [self._core.token_to_id(token) for token in tokens]
+
+
+class CLIPTokenizer(Tokenizer):
+    """Turns prompts into the numbers that `CLIPTextModel` takes, and back.
+
+    >>> from tch_diffusers.utils import bundled_model
+    >>> tokenizer = CLIPTokenizer.from_pretrained(bundled_model(), subfolder="tokenizer")
+    >>> inputs = tokenizer("a red circle", padding="max_length", truncation=True, return_tensors="pt")
+    >>> inputs.input_ids.shape[1] == tokenizer.model_max_length
+    True
+    """
+
+    _core_class = _tch_diffusers.CLIPTokenizer

@@ -14,6 +14,7 @@ import torch
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import BaseOutput
+from tch_diffusers.utils.lora import lora_scale_of, scaled
 
 __all__ = ["UNet2DConditionModel", "UNet2DConditionOutput"]
 
@@ -57,8 +58,7 @@ class UNet2DConditionModel(ModelMixin):
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """The prediction for `sample` at `timestep`, `[batch, out_channels, height, width]`."""
-        if cross_attention_kwargs:
-            raise NotImplementedError(f"`cross_attention_kwargs` {sorted(cross_attention_kwargs)} are not supported")
+        scale = lora_scale_of(cross_attention_kwargs)
         if down_intrablock_additional_residuals is not None:
             raise NotImplementedError("T2I-Adapters (`down_intrablock_additional_residuals`) are not supported")
         added = added_cond_kwargs or {}
@@ -74,5 +74,6 @@ class UNet2DConditionModel(ModelMixin):
         }
         told = conditions if any(value is not None for value in conditions.values()) else None
         time = timestep if isinstance(timestep, torch.Tensor) else torch.tensor(timestep)
-        predicted = self._core.forward(sample, time, encoder_hidden_states, told)
+        with scaled(scale):
+            predicted = self._core.forward(sample, time, encoder_hidden_states, told)
         return UNet2DConditionOutput(predicted) if return_dict else (predicted,)

@@ -1,5 +1,6 @@
 """Whole ways from a prompt to a picture, named as in diffusers."""
 
+from tch_diffusers.pipelines.flux import FluxPipeline, FluxPipelineOutput
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from tch_diffusers.pipelines.safety_checker import StableDiffusionSafetyChecker
 from tch_diffusers.pipelines.stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
@@ -8,6 +9,8 @@ from tch_diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpa
 
 __all__ = [
     "DiffusionPipeline",
+    "FluxPipeline",
+    "FluxPipelineOutput",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",

@@ -243,10 +243,13 @@ class DiffusionPipeline(ConfigMixin):
                     raise NotImplementedError(f"`{name}` is a {type(part).__name__}, which cannot be saved")
                 index[name] = [None, None]
                 continue
-            index[name] = [_LIBRARIES.get(name, "diffusers"), type(part).__name__.removesuffix("Pil")]
+            of_transformers = name.startswith(("text_encoder", "tokenizer"))
+            library = _LIBRARIES.get(name, "transformers" if of_transformers else "diffusers")
+            index[name] = [library, type(part).__name__.removesuffix("Pil")]
             if isinstance(part, torch.nn.Module):
                 sized = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-                part.save_pretrained(folder / name, variant=variant, **sized)
+                saved: Any = part
+                saved.save_pretrained(folder / name, variant=variant, **sized)
             else:
                 part.save_pretrained(folder / name)
         text = json.dumps(dict(sorted({**self._saved_options(), **index}.items())), indent=2)

@@ -17,6 +17,7 @@ import torch
 from tch_diffusers import _tch_diffusers, schedulers
 from tch_diffusers.configuration_utils import FrozenDict
 from tch_diffusers.image_processor import VaeImageProcessor
+from tch_diffusers.loaders import StableDiffusionLoraLoaderMixin
 from tch_diffusers.models import AutoencoderKL, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -25,6 +26,7 @@ from tch_diffusers.pipelines.single_file import MODELS, SingleFile
 from tch_diffusers.schedulers import SchedulerMixin
 from tch_diffusers.utils import BaseOutput, Generators, generators_of, logger, randn_tensor
 from tch_diffusers.utils.hub import HUB_ARGUMENTS
+from tch_diffusers.utils.lora import lora_scale_of, scaled
 
 __all__ = ["StableDiffusionBase", "StableDiffusionPipelineOutput"]
 
@@ -56,7 +58,7 @@ class Callbacks:
         return cls(on_step_end, getattr(on_step_end, "tensor_inputs", seen), callback, callback_steps)
 
 
-class StableDiffusionBase(DiffusionPipeline):
+class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """The components of Stable Diffusion, and all that is done with them but for the calls."""
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -313,8 +315,29 @@ class StableDiffusionBase(DiffusionPipeline):
         clip_skip: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The embeddings of prompts and of negative prompts, each repeated `num_images_per_prompt` times."""
-        if lora_scale is not None:
-            raise NotImplementedError("LoRA (`lora_scale`) is not supported")
+        with scaled(1.0 if lora_scale is None else lora_scale):
+            return self._encode_prompt(
+                prompt,
+                device,
+                num_images_per_prompt,
+                do_classifier_free_guidance,
+                negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                clip_skip,
+            )
+
+    def _encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str | None,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        clip_skip: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         device = torch.device(device or self._execution_device)
         batch = 1 if isinstance(prompt, str) else len(prompt) if prompt is not None else 0
         if prompt_embeds is None:
@@ -386,6 +409,8 @@ class StableDiffusionBase(DiffusionPipeline):
         cross_attention_kwargs: dict[str, Any] | None,
         guidance_rescale: float = 0.0,
     ) -> None:
+        if isinstance(self.unet, ModelMixin):
+            lora_scale_of(cross_attention_kwargs)
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._cross_attention_kwargs, self._interrupt = clip_skip, cross_attention_kwargs, False
 
@@ -406,6 +431,7 @@ class StableDiffusionBase(DiffusionPipeline):
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
+            lora_scale=(self._cross_attention_kwargs or {}).get("scale"),
             clip_skip=self._clip_skip,
         )
         if self.do_classifier_free_guidance and negative_prompt_embeds is not None:

@@ -8,6 +8,7 @@ from tch_diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMul
 from tch_diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from tch_diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from tch_diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from tch_diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from tch_diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from tch_diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2AncestralDiscreteScheduler
 from tch_diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
@@ -26,6 +27,7 @@ __all__ = [
     "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",

@@ -15,7 +15,7 @@ from typing import Any
 
 from tch_diffusers import _tch_diffusers
 
-__all__ = ["HUB_ARGUMENTS", "local_folder", "model_folder", "pipeline_folder"]
+__all__ = ["HUB_ARGUMENTS", "local_folder", "lora_file", "model_folder", "pipeline_folder"]
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "proxies")
 
@@ -65,6 +65,26 @@ def pipeline_folder(
         return _tch_diffusers.pipeline_folder(name, access, variant, list(passed))
 
     return _folder(name, hub, choose, own)
+
+
+def lora_file(
+    name: str | os.PathLike[str], weight_name: str | None = None, subfolder: str | None = None, **hub: Any
+) -> Path:
+    """The file of a LoRA: `name` itself, or the one that is meant in a folder or in a repository."""
+    found: list[Path] = []
+
+    def choose(files: list[str]) -> list[str]:
+        return [_tch_diffusers.choose_lora_file(name, files, weight_name, subfolder)]
+
+    def own(access: Any) -> Path:
+        found.append(_tch_diffusers.lora_file(name, access, weight_name, subfolder))
+        return found[0].parent
+
+    if Path(name).is_file():
+        return Path(name)
+    folder = _folder(name, hub, choose, own)
+    here: Any = {"revision": None, "token": None, "cache_dir": None, "local_files_only": True}
+    return found[0] if found else _tch_diffusers.lora_file(folder, here, weight_name, subfolder)
 
 
 def _given(hub: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ use tch::Device;
 use tch_diffusers::configuration_utils::{ConfigMap, from_map, read_json};
 use tch_diffusers::loaders::{Checkpoint, CheckpointReport, LoadOptions, SafetensorsHeader};
 use tch_diffusers::{
-    AutoencoderKL, CLIPTextModel, Error, ModelMixin, Result, StableDiffusionSafetyChecker, UNet2DConditionModel,
+    AutoencoderKL, CLIPTextModel, Error, FluxTransformer2DModel, ModelMixin, Result, StableDiffusionSafetyChecker,
+    T5EncoderModel, UNet2DConditionModel,
 };
 
 /// What is known of a component.
@@ -87,7 +88,9 @@ impl Component {
         let of_transformers = match &self.library {
             // A safety checker is a class of diffusers that transformers loads.
             Some(library) => ["transformers", "stable_diffusion"].contains(&library.as_str()),
-            None => self.class.starts_with("CLIP") || self.class == StableDiffusionSafetyChecker::CLASS_NAME,
+            None => ["CLIP", "T5", StableDiffusionSafetyChecker::CLASS_NAME]
+                .iter()
+                .any(|start| self.class.starts_with(start)),
         };
         let files = match weight_files(folder, variant, of_transformers) {
             Ok(files) => files,
@@ -117,6 +120,8 @@ impl Component {
             AutoencoderKL::CLASS_NAME => compare::<AutoencoderKL>(folder, &files),
             CLIPTextModel::CLASS_NAME => compare::<CLIPTextModel>(folder, &files),
             StableDiffusionSafetyChecker::CLASS_NAME => compare::<StableDiffusionSafetyChecker>(folder, &files),
+            FluxTransformer2DModel::CLASS_NAME => compare::<FluxTransformer2DModel>(folder, &files),
+            T5EncoderModel::CLASS_NAME => compare::<T5EncoderModel>(folder, &files),
             _ => return,
         };
         match report {

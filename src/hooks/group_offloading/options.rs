@@ -4,6 +4,7 @@ use super::grouping::{self, OffloadGroup};
 use crate::error::{Error, Result};
 use crate::hooks::residency::{Residency, Weight};
 use crate::hooks::transport::{Pinning, SMALLEST_LIMIT, Terms};
+use crate::loaders::is_below;
 use crate::nn::{Node, Param};
 use crate::torch::Stream;
 use std::str::FromStr;
@@ -56,6 +57,7 @@ pub struct GroupOffloading {
     prefetch_groups: usize,
     pub(super) block_modules: Vec<String>,
     compute_dtype: Option<Kind>,
+    kept_in_fp32: &'static [&'static str],
 }
 
 impl GroupOffloading {
@@ -74,6 +76,7 @@ impl GroupOffloading {
             prefetch_groups: 1,
             block_modules: vec![],
             compute_dtype: None,
+            kept_in_fp32: &[],
         }
     }
 
@@ -179,6 +182,12 @@ impl GroupOffloading {
         self
     }
 
+    /// The modules, by a name in their path, of which the weights are cast to float32 in place of that dtype.
+    pub(crate) fn keep_in_fp32(mut self, modules: &'static [&'static str]) -> Self {
+        self.kept_in_fp32 = modules;
+        self
+    }
+
     pub(crate) fn is_to_disk(&self) -> bool {
         self.offload_to_disk
     }
@@ -236,9 +245,14 @@ impl GroupOffloading {
         Ok(grouping::groups(node, self))
     }
 
+    /// What the weight at `key` is computed in where the others are in `kind`.
+    fn kind_of(&self, key: &str, kind: Kind) -> Kind {
+        if is_below(key, self.kept_in_fp32) { Kind::Float } else { kind }
+    }
+
     pub(super) fn weights(&self, group: &OffloadGroup) -> Result<Vec<Weight>> {
         let weight = |(key, param): &(String, Param)| match self.offload_to_disk {
-            true => Weight::in_file(key, param.clone(), self.compute_dtype),
+            true => Weight::in_file(key, param.clone(), self.compute_dtype.map(|kind| self.kind_of(key, kind))),
             false => Ok(Weight::in_memory(param.clone())),
         };
         group.params.iter().map(weight).collect()

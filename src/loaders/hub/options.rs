@@ -125,8 +125,27 @@ impl HubOptions {
         }
     }
 
+    /// The one file of the repository `name` that `choose` picks from the paths of all, which are sorted.
+    ///
+    /// # Errors
+    /// Whatever `choose` fails with, and as [`HubOptions::pipeline_folder`].
+    pub fn file(&self, name: &str, choose: impl Fn(&[String]) -> Result<String>) -> Result<PathBuf> {
+        match Repository::find(self, name)? {
+            Found::Cached(folder) => Ok(folder.join(choose(&files_below(&folder)?)?)),
+            Found::Listed(repository) => {
+                let mut files = repository.files.clone();
+                files.sort();
+                let file = choose(&files)?;
+                if !files.contains(&file) {
+                    return Err(Error::Hub(format!("{name}: there is no {file}: check the name and `weight_name`")));
+                }
+                Ok(repository.fetch_all(std::slice::from_ref(&file))?.join(file))
+            }
+        }
+    }
+
     /// `name`, if it is a repository's and no folder's.
-    fn repository<'a>(&self, name: &'a Path) -> Option<&'a str> {
+    pub(crate) fn repository<'a>(&self, name: &'a Path) -> Option<&'a str> {
         name.to_str().filter(|text| !name.is_dir() && is_repository(text))
     }
 
@@ -138,6 +157,22 @@ impl HubOptions {
         let disable = self.progress_bar.disable || environment::switched_on("HF_HUB_DISABLE_PROGRESS_BARS");
         ProgressBarConfig { disable, ..self.progress_bar.clone() }
     }
+}
+
+/// The paths of all files below a folder of the cache, sorted.
+fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let (mut folders, mut files) = (vec![folder.to_path_buf()], vec![]);
+    while let Some(inner) = folders.pop() {
+        for entry in std::fs::read_dir(&inner).map_err(Error::io(&inner))? {
+            let path = entry.map_err(Error::io(&inner))?.path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => files.extend(path.strip_prefix(folder).ok().and_then(Path::to_str).map(String::from)),
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Holds a folder of the cache to its own index: an interrupted download leaves components out.

@@ -88,7 +88,8 @@ fn lies(component: usize, param: &Param) -> Result<Lies> {
 pub fn weight_memory(models: &[(&str, &Node)]) -> Result<Vec<WeightMemory>> {
     let mut all = vec![];
     for (number, (_, node)) in models.iter().enumerate() {
-        for (_, param) in node.params() {
+        let params = node.params().into_iter().map(|(_, param)| param).chain(node.hook_weights());
+        for param in params {
             all.push(lies(number, &param)?);
         }
     }

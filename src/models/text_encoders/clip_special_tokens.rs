@@ -1,4 +1,4 @@
-//! The special tokens of a CLIP tokenizer.
+//! The special tokens of a tokenizer, CLIP's or T5's.
 //!
 //! Mirrors how `from_pretrained` of `transformers/tokenization_utils_base.py` and the constructor of
 //! `tokenization_utils_tokenizers.py` at 5.23 gather them. Where they stand decides whether a prompt that spells one out
@@ -11,13 +11,27 @@ use serde_json::Value;
 use std::path::Path;
 use tokenizers::AddedToken;
 
-/// The roles that transformers knows, in its order, and CLIP's default for each.
-const ROLES: [(&str, Option<&str>); 7] = [
+/// The roles that transformers knows, in its order, and a tokenizer's default for each.
+pub(super) type Roles = [(&'static str, Option<&'static str>); 7];
+
+/// CLIP's.
+pub(super) const CLIP_ROLES: Roles = [
     ("bos_token", Some("<|startoftext|>")),
     ("eos_token", Some("<|endoftext|>")),
     ("unk_token", Some("<|endoftext|>")),
     ("sep_token", None),
     ("pad_token", Some("<|endoftext|>")),
+    ("cls_token", None),
+    ("mask_token", None),
+];
+
+/// T5's.
+pub(super) const T5_ROLES: Roles = [
+    ("bos_token", None),
+    ("eos_token", Some("</s>")),
+    ("unk_token", Some("<unk>")),
+    ("sep_token", None),
+    ("pad_token", Some("<pad>")),
     ("cls_token", None),
     ("mask_token", None),
 ];
@@ -80,32 +94,34 @@ fn added_token(map: &ConfigMap, special: bool) -> Option<AddedToken> {
 /// All special tokens of a folder.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
-    roles: [Option<Special>; ROLES.len()],
+    names: [&'static str; 7],
+    roles: [Option<Special>; 7],
     /// Those that a file gives an id, by id.
     numbered: Vec<AddedToken>,
-    extra: Vec<Special>,
+    /// Those without a role; none if no file lists them.
+    extra: Option<Vec<Special>>,
 }
 
 impl SpecialTokens {
     /// `config` is `tokenizer_config.json` and `serialized` the `added_tokens` of `tokenizer.json`. An
     /// `added_tokens_decoder` in `config` replaces the other files that tokens may be in.
-    pub(super) fn read(folder: &Path, config: &ConfigMap, serialized: &[ConfigMap]) -> Result<Self> {
+    pub(super) fn read(folder: &Path, config: &ConfigMap, serialized: &[ConfigMap], defaults: &Roles) -> Result<Self> {
         if let Some(Value::Object(decoder)) = config.get("added_tokens_decoder") {
-            return Ok(Self::gather(config, &ConfigMap::new(), in_decoder(decoder)?));
+            return Ok(Self::gather(config, &ConfigMap::new(), in_decoder(decoder)?, defaults));
         }
         let map: ConfigMap = optional(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
         let added: ConfigMap = optional(&folder.join("added_tokens.json"))?.unwrap_or_default();
-        let roles = Self::gather(config, &map, Vec::new());
+        let roles = Self::gather(config, &map, Vec::new(), defaults);
         let numbered = in_older_files(&added, serialized, |text| roles.has_role(text))?;
-        Ok(Self::gather(config, &map, numbered))
+        Ok(Self::gather(config, &map, numbered, defaults))
     }
 
     /// Looks each role up in `map` (`special_tokens_map.json`), then in `config`; properties come from the numbered
     /// token of the same text where there is one.
-    fn gather(config: &ConfigMap, map: &ConfigMap, mut numbered: Vec<(u64, AddedToken)>) -> Self {
+    fn gather(config: &ConfigMap, map: &ConfigMap, mut numbered: Vec<(u64, AddedToken)>, defaults: &Roles) -> Self {
         numbered.sort_by_key(|(id, _)| *id);
         let numbered: Vec<AddedToken> = numbered.into_iter().map(|(_, token)| token).collect();
-        let roles = ROLES.map(|(role, default)| {
+        let roles = defaults.map(|(role, default)| {
             let special = match (map.get(role), config.get(role)) {
                 (Some(value), _) => Special::read(value, true),
                 (None, Some(value)) => Special::read(value, false),
@@ -117,24 +133,30 @@ impl SpecialTokens {
         let lists =
             [config, map].map(|file| ["extra_special_tokens", "additional_special_tokens"].map(|key| file.get(key)));
         let extra = lists.into_iter().flatten().flatten().find_map(Value::as_array);
-        let extra = extra.into_iter().flatten().filter_map(|value| Special::read(value, false)).collect();
-        Self { roles, numbered, extra }
+        let extra = extra.map(|list| list.iter().filter_map(|value| Special::read(value, false)).collect());
+        Self { names: defaults.map(|(role, _)| role), roles, numbered, extra }
     }
 
     fn has_role(&self, text: &str) -> bool {
         self.roles.iter().flatten().any(|special| special.text() == text)
     }
 
+    /// The text of the token that has `role`, such as `eos_token`.
+    pub(super) fn role(&self, role: &str) -> Result<String> {
+        let special =
+            self.names.iter().zip(&self.roles).find(|(name, _)| **name == role).and_then(|(_, it)| it.as_ref());
+        special.map(|it| it.text().to_string()).ok_or_else(|| Error::Tokenizer(format!("`{role}` is null")))
+    }
+
     /// The texts of CLIP's four roles.
     pub(super) fn role_tokens(&self) -> Result<RoleTokens> {
-        let text = |index: usize| {
-            let special = self.roles.get(index).and_then(Option::as_ref);
-            let role = ROLES.get(index).map_or("token", |(role, _)| *role);
-            special
-                .map(|special| special.text().to_string())
-                .ok_or_else(|| Error::Tokenizer(format!("`{role}` is null")))
-        };
-        Ok(RoleTokens { bos: text(0)?, eos: text(1)?, unk: text(2)?, pad: text(4)? })
+        let [bos, eos, unk, pad] = ["bos_token", "eos_token", "unk_token", "pad_token"].map(|role| self.role(role));
+        Ok(RoleTokens { bos: bos?, eos: eos?, unk: unk?, pad: pad? })
+    }
+
+    /// Has `tokens` be those without a role, unless a file lists them.
+    pub(super) fn extra_unless_listed(&mut self, tokens: impl IntoIterator<Item = AddedToken>) {
+        self.extra.get_or_insert_with(|| tokens.into_iter().map(Special::Token).collect());
     }
 
     /// The tokens to register with the tokenizer, in order: those with ids, those of the roles, the extra ones. Where
@@ -142,7 +164,7 @@ impl SpecialTokens {
     pub(super) fn to_register(&self) -> Vec<AddedToken> {
         let is_numbered = |special: &Special| self.numbered.iter().any(|token| token.content == special.text());
         let mut others: Vec<Special> = Vec::new();
-        for special in self.roles.iter().flatten().chain(&self.extra) {
+        for special in self.roles.iter().flatten().chain(self.extra.iter().flatten()) {
             if !is_numbered(special) && !others.contains(special) {
                 others.push(special.clone());
             }

@@ -4,7 +4,8 @@
 //! builds. Radford et al. 2021, arXiv:2103.00020; Sennrich et al. 2016, arXiv:1508.07909.
 
 use super::clip_special_tokens::RoleTokens;
-use super::clip_tokenizer_files::TokenizerFiles;
+use super::clip_tokenizer_files::{TokenizerFiles, copy_files};
+use super::framing::Framing;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -20,9 +21,6 @@ const END_OF_WORD: &str = "</w>";
 
 /// What counts as one word: the special tokens, English endings, letters, one digit, or anything else but spaces.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-
-/// Sequences longer than this are taken for a mistake: a missing `model_max_length` reads as 10^30.
-const LONGEST: usize = 1 << 20;
 
 /// The files that a tokenizer may be read from.
 const FILES: [&str; 6] = [
@@ -42,12 +40,9 @@ pub struct CLIPTokenizer {
     folder: PathBuf,
     tokenizer: Tokenizer,
     roles: RoleTokens,
-    bos_token_id: u32,
-    eos_token_id: u32,
-    pad_token_id: u32,
+    bos_token_id: i64,
+    framing: Framing,
     model_max_length: Option<usize>,
-    pad_left: bool,
-    truncate_left: bool,
 }
 
 /// A batch of prompts as ids, and what did not fit.
@@ -85,15 +80,7 @@ impl CLIPTokenizer {
     /// # Errors
     /// [`Error::Io`] if a file cannot be read or written.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let folder = folder.as_ref();
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        for name in FILES {
-            let (from, to) = (self.folder.join(name), folder.join(name));
-            if from.is_file() && from != to {
-                std::fs::copy(&from, &to).map_err(Error::io(&to))?;
-            }
-        }
-        Ok(())
+        copy_files(&self.folder, folder.as_ref(), &FILES)
     }
 
     fn new(folder: &Path, files: TokenizerFiles) -> Result<Self> {
@@ -124,20 +111,12 @@ impl CLIPTokenizer {
 
         let id = |text: &str| {
             let id = tokenizer.token_to_id(text);
-            id.ok_or_else(|| Error::Tokenizer(format!("`{text}` is not in the vocabulary")))
+            id.map(i64::from).ok_or_else(|| Error::Tokenizer(format!("`{text}` is not in the vocabulary")))
         };
-        let (bos_token_id, eos_token_id, pad_token_id) = (id(&roles.bos)?, id(&roles.eos)?, id(&roles.pad)?);
-        Ok(Self {
-            folder: folder.to_path_buf(),
-            tokenizer,
-            roles,
-            bos_token_id,
-            eos_token_id,
-            pad_token_id,
-            model_max_length,
-            pad_left: files.pad_left,
-            truncate_left: files.truncate_left,
-        })
+        let (bos_token_id, after, pad) = (id(&roles.bos)?, id(&roles.eos)?, id(&roles.pad)?);
+        let TokenizerFiles { pad_left, truncate_left, .. } = files;
+        let framing = Framing { before: vec![bos_token_id], after, pad, pad_left, truncate_left };
+        Ok(Self { folder: folder.to_path_buf(), tokenizer, roles, bos_token_id, framing, model_max_length })
     }
 
     /// The longest sequence of the model this tokenizer is for, in tokens and with the two special ones: 77 for
@@ -176,19 +155,19 @@ impl CLIPTokenizer {
     /// The id of [`CLIPTokenizer::bos_token`].
     #[must_use]
     pub fn bos_token_id(&self) -> i64 {
-        self.bos_token_id.into()
+        self.bos_token_id
     }
 
     /// The id of [`CLIPTokenizer::eos_token`].
     #[must_use]
     pub fn eos_token_id(&self) -> i64 {
-        self.eos_token_id.into()
+        self.framing.after
     }
 
     /// The id of [`CLIPTokenizer::pad_token`].
     #[must_use]
     pub fn pad_token_id(&self) -> i64 {
-        self.pad_token_id.into()
+        self.framing.pad
     }
 
     /// The number of tokens, added ones included.
@@ -208,7 +187,7 @@ impl CLIPTokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if a character is in no token and `unk_token` is in no vocabulary.
     pub fn encode_untruncated(&self, text: &str) -> Result<Vec<i64>> {
-        Ok(self.framed(&self.content(text)?))
+        Ok(self.framing.framed(&self.content(text)?))
     }
 
     /// Exactly `max_length` ids of `text`, cut or padded:
@@ -218,8 +197,8 @@ impl CLIPTokenizer {
     /// [`Error::Argument`] if `max_length` has no room for the two special tokens; else as
     /// [`CLIPTokenizer::encode_untruncated`].
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<i64>> {
-        check_length(max_length)?;
-        Ok(self.padded(self.truncated(&self.content(text)?, max_length), max_length))
+        self.framing.check_length(max_length)?;
+        Ok(self.framing.padded(self.framing.truncated(&self.content(text)?, max_length), max_length))
     }
 
     /// [`CLIPTokenizer::encode`] of each prompt as one tensor, with the text that was cut off.
@@ -227,23 +206,8 @@ impl CLIPTokenizer {
     /// # Errors
     /// As [`CLIPTokenizer::encode`], and [`Error::Argument`] for no prompts at all.
     pub fn encode_batch(&self, prompts: &[impl AsRef<str>], max_length: usize) -> Result<TextInputs> {
-        check_length(max_length)?;
-        if prompts.is_empty() {
-            return Err(Error::Argument("there are no prompts to encode".into()));
-        }
         let contents = prompts.iter().map(|prompt| self.content(prompt.as_ref())).collect::<Result<Vec<_>>>()?;
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for content in &contents {
-            let tokens = self.truncated(content, max_length);
-            mask.extend(self.filled(vec![1; tokens.len()], max_length, 0));
-            ids.extend(self.padded(tokens, max_length));
-        }
-        let tensor = |values: &[i64]| Ok::<_, Error>(Tensor::f_from_slice(values)?.f_view([-1, max_length as i64])?);
-        Ok(TextInputs {
-            input_ids: tensor(&ids)?,
-            attention_mask: tensor(&mask)?,
-            removed_text: self.removed_text(&contents, max_length)?,
-        })
+        self.framing.batch(&contents, max_length, |ids| self.decode(ids))
     }
 
     /// The text of `ids`, special tokens included: `tokenizer.decode(ids)`. Ids that are in no vocabulary are left out.
@@ -251,9 +215,7 @@ impl CLIPTokenizer {
     /// # Errors
     /// [`Error::Argument`] for a negative id.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
-        let unsigned = |id: &i64| u32::try_from(*id).map_err(|_| Error::Argument(format!("{id} is no token's id")));
-        let ids = ids.iter().map(unsigned).collect::<Result<Vec<_>>>()?;
-        let text = self.tokenizer.decode(&ids, false).map_err(tokenizer_error)?.replace(END_OF_WORD, " ");
+        let text = self.tokenizer.decode(&unsigned(ids)?, false).map_err(tokenizer_error)?.replace(END_OF_WORD, " ");
         Ok(text.trim_matches(is_python_space).into())
     }
 
@@ -262,56 +224,15 @@ impl CLIPTokenizer {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(tokenizer_error)?;
         Ok(encoding.get_ids().iter().copied().map(i64::from).collect())
     }
-
-    fn framed(&self, content: &[i64]) -> Vec<i64> {
-        [&[self.bos_token_id()], content, &[self.eos_token_id()]].concat()
-    }
-
-    fn truncated(&self, content: &[i64], max_length: usize) -> Vec<i64> {
-        let room = max_length - 2;
-        let excess = content.len().saturating_sub(room);
-        let kept = if self.truncate_left { &content[excess..] } else { &content[..content.len() - excess] };
-        self.framed(kept)
-    }
-
-    fn padded(&self, ids: Vec<i64>, length: usize) -> Vec<i64> {
-        self.filled(ids, length, self.pad_token_id())
-    }
-
-    /// `values` filled up to `length` with `fill`.
-    fn filled(&self, mut values: Vec<i64>, length: usize, fill: i64) -> Vec<i64> {
-        let missing = length.saturating_sub(values.len());
-        if self.pad_left {
-            values.splice(..0, std::iter::repeat_n(fill, missing));
-        } else {
-            values.resize(values.len() + missing, fill);
-        }
-        values
-    }
-
-    /// What diffusers decodes for its warning: all prompts padded to the longest, without the first `max_length` - 1
-    /// ids and without the last.
-    fn removed_text(&self, contents: &[Vec<i64>], max_length: usize) -> Result<Option<Vec<String>>> {
-        let longest = contents.iter().map(Vec::len).max().unwrap_or_default() + 2;
-        if longest <= max_length {
-            return Ok(None);
-        }
-        let decode =
-            |content: &Vec<i64>| self.decode(&self.padded(self.framed(content), longest)[max_length - 1..longest - 1]);
-        contents.iter().map(decode).collect::<Result<_>>().map(Some)
-    }
 }
 
-fn check_length(max_length: usize) -> Result<()> {
-    if (2..=LONGEST).contains(&max_length) {
-        return Ok(());
-    }
-    Err(Error::Argument(format!(
-        "`max_length` is {max_length}: it can be 2, for the special tokens alone, to {LONGEST}"
-    )))
+/// Ids as the `tokenizers` crate has them.
+pub(super) fn unsigned(ids: &[i64]) -> Result<Vec<u32>> {
+    let unsigned = |id: &i64| u32::try_from(*id).map_err(|_| Error::Argument(format!("{id} is no token's id")));
+    ids.iter().map(unsigned).collect()
 }
 
-fn tokenizer_error(error: impl std::fmt::Display) -> Error {
+pub(super) fn tokenizer_error(error: impl std::fmt::Display) -> Error {
     Error::Tokenizer(error.to_string())
 }
 

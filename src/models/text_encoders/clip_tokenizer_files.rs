@@ -3,7 +3,7 @@
 //!
 //! Mirrors what `from_pretrained` of `transformers/tokenization_utils_base.py` at 5.23 takes from them.
 
-use super::clip_special_tokens::{RoleTokens, SpecialTokens};
+use super::clip_special_tokens::{CLIP_ROLES, RoleTokens, SpecialTokens};
 use crate::configuration_utils::{ConfigMap, read_json};
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -56,7 +56,7 @@ impl TokenizerFiles {
         let whole: Option<TokenizerJson> = optional(&path)?;
         let config: ConfigMap = optional(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let serialized = whole.as_ref().map(|file| file.added_tokens.as_slice()).unwrap_or_default();
-        let specials = SpecialTokens::read(folder, &config, serialized)?;
+        let specials = SpecialTokens::read(folder, &config, serialized, &CLIP_ROLES)?;
         let (vocab, merges) = match whole {
             Some(TokenizerJson { model, .. }) => (model.vocab, pairs(model.merges)?),
             None => (read_json(&folder.join("vocab.json"))?, read_merges(&folder.join("merges.txt"))?),
@@ -79,7 +79,18 @@ pub(super) fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if path.exists() { read_json(path).map(Some) } else { Ok(None) }
 }
 
-fn is_left(config: &ConfigMap, key: &str) -> Result<bool> {
+/// Copies those of the files called `names` that are in folder `from` to folder `to`, which is made if it is not there.
+pub(super) fn copy_files(from: &Path, to: &Path, names: &[&str]) -> Result<()> {
+    std::fs::create_dir_all(to).map_err(Error::io(to))?;
+    for (from, to) in names.iter().map(|name| (from.join(name), to.join(name))) {
+        if from.is_file() && from != to {
+            std::fs::copy(&from, &to).map_err(Error::io(&to))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn is_left(config: &ConfigMap, key: &str) -> Result<bool> {
     match config.get(key).and_then(Value::as_str) {
         None | Some("right") => Ok(false),
         Some("left") => Ok(true),
@@ -88,7 +99,7 @@ fn is_left(config: &ConfigMap, key: &str) -> Result<bool> {
 }
 
 /// transformers writes 10^30 where no limit is known; that is none.
-fn model_max_length(config: &ConfigMap) -> Option<usize> {
+pub(super) fn model_max_length(config: &ConfigMap) -> Option<usize> {
     let length = config.get("model_max_length").or_else(|| config.get("max_len"))?;
     length.as_u64().and_then(|length| usize::try_from(length).ok())
 }

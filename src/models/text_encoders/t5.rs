@@ -11,7 +11,8 @@ use crate::nn::{Embedding, Module, Node, Scope};
 use tch::{Kind, Tensor};
 
 /// The encoder half of T5, which FLUX.1 reads long prompts with.
-// Differs from transformers: there, `wo` of the feed-forwards stays in float32 where a model is loaded in float16.
+///
+/// Loaded in float16, `wo` of the feed-forwards stays in float32, as in transformers: what it adds up may be beyond float16.
 #[derive(Debug)]
 pub struct T5EncoderModel {
     node: Node,
@@ -101,6 +102,7 @@ impl ModelMixin for T5EncoderModel {
     const CLASS_NAME: &'static str = "T5EncoderModel";
     const WEIGHTS_STEM: &'static str = "model";
     const KEYS: KeyMap = Self::checkpoint_key;
+    const KEEP_IN_FP32_MODULES: &'static [&'static str] = &["wo"];
 
     fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self> {
         Self::new(config, scope)

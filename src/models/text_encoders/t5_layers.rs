@@ -136,7 +136,7 @@ impl T5Dense {
                     None => hidden_states.shallow_clone(),
                 },
             };
-            Ok([self.wo.forward(&inner)?])
+            Ok([self.wo.forward(&inner.f_to_kind(self.wo.dtype())?)?])
         })?;
         Ok(output)
     }

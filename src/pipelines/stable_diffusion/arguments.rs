@@ -2,13 +2,14 @@
 
 use super::StableDiffusionPipeline;
 use super::denoise::Callback;
-use super::pipeline_stable_diffusion::repeat_for_images;
+use super::lora::CrossAttentionKwargs;
 use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
 use crate::image_processor::OutputType;
 use crate::pipelines::Prompt;
+use crate::pipelines::generators::Generators;
+use crate::pipelines::pipeline_utils::repeat_for_images;
 use crate::schedulers::{Scheduler, Timesteps};
-use crate::torch::Generator;
 use tch::Tensor;
 
 /// What a call is told.
@@ -29,17 +30,9 @@ pub struct Arguments<'a> {
     pub(super) generators: Generators<'a>,
     pub(super) latents: Option<Tensor>,
     pub(super) clip_skip: Option<usize>,
+    pub(super) cross_attention_kwargs: CrossAttentionKwargs,
     pub(super) output_type: OutputType,
     pub(super) callback: Option<Callback<'a>>,
-}
-
-/// Where a call's noise comes from.
-#[derive(Default)]
-pub(super) enum Generators<'a> {
-    #[default]
-    Global,
-    Seed(u64),
-    Given(&'a mut [Generator]),
 }
 
 impl Arguments<'_> {
@@ -61,6 +54,7 @@ impl Arguments<'_> {
             generators: Generators::Global,
             latents: None,
             clip_skip: None,
+            cross_attention_kwargs: CrossAttentionKwargs::default(),
             output_type: OutputType::Image,
             callback: None,
         }

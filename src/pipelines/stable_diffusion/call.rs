@@ -1,15 +1,19 @@
 //! One call of a pipeline: its arguments, and the way from them to pictures.
 
 use super::StableDiffusionPipeline;
-use super::arguments::{Arguments, Generators};
+use super::arguments::Arguments;
 use super::denoise::{Denoise, StepEnd};
+use super::lora::CrossAttentionKwargs;
 use super::memory_estimate::{Plan, Without};
-use super::memory_report::Watch;
+use super::memory_report::LastCall;
 use super::task::{Setting, TakesSize, Task, TextToImage, begin};
 use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
-use crate::pipelines::Prompt;
+use crate::nn::LoraScale;
+use crate::pipelines::generators::Generators;
+use crate::pipelines::memory_report::{CHECK, DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
+use crate::pipelines::{PipelineMixin, Prompt};
 use crate::torch::Generator;
 use tch::Tensor;
 
@@ -116,6 +120,12 @@ impl<'a, T> StableDiffusionCall<'a, T> {
         self
     }
 
+    /// What attention is told: the scale of LoRAs in this call.
+    pub fn cross_attention_kwargs(mut self, cross_attention_kwargs: CrossAttentionKwargs) -> Self {
+        self.arguments.cross_attention_kwargs = cross_attention_kwargs;
+        self
+    }
+
     /// What comes out; 8-bit pictures by default.
     pub fn output_type(mut self, output_type: OutputType) -> Self {
         self.arguments.output_type = output_type;
@@ -166,9 +176,16 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     /// pipeline can be called again afterwards.
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
-        let mut watch = Watch::start(self.pipe.device(), T::ENCODES_IMAGE, self.pipe.safety_checker.is_some());
-        let output = self.draw(&mut watch);
-        self.pipe.last_call = watch.finish(output.is_err());
+        let _scale = LoraScale::new(self.arguments.cross_attention_kwargs.scale);
+        // What is not come to is not measured: without a safety checker there is no last part.
+        let names: &'static [&'static str] = match T::ENCODES_IMAGE {
+            true => &[ENCODE_PROMPT, ENCODE_IMAGE, DENOISE, DECODE, CHECK],
+            false => &[ENCODE_PROMPT, DENOISE, DECODE, CHECK],
+        };
+        let (mut watch, mut plan) = (Watch::start(self.pipe.device(), names), None);
+        let output = self.draw(&mut watch, &mut plan);
+        let measured = plan.zip(watch.finish(output.is_err()));
+        self.pipe.last_call = measured.map(|(plan, memory)| LastCall { plan, memory });
         self.pipe.maybe_free_model_hooks();
         output
     }
@@ -188,6 +205,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     fn check(&self) -> Result<(i64, i64)> {
         let (height, width) = self.task.size(self.pipe, &self.arguments)?;
         self.arguments.check(height, width)?;
+        self.arguments.cross_attention_kwargs.check(self.pipe)?;
         self.task.check(self.pipe, &self.arguments)?;
         Ok((height, width))
     }
@@ -205,9 +223,10 @@ impl<T: Task> StableDiffusionCall<'_, T> {
         }
     }
 
-    fn draw(&mut self, watch: &mut Watch) -> Result<StableDiffusionPipelineOutput> {
+    /// Draws, and says what as soon as it is known.
+    fn draw(&mut self, watch: &mut Watch, plan: &mut Option<Plan>) -> Result<StableDiffusionPipelineOutput> {
         let (height, width) = self.check()?;
-        watch.draws(self.plan(height, width));
+        *plan = Some(self.plan(height, width));
         let steps = self.arguments.set_timesteps(&mut *self.pipe.scheduler)?;
         let first = begin(&mut *self.pipe.scheduler, steps, self.task.strength())?;
         let device = self.pipe.device();
@@ -216,14 +235,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
         watch.end_stage();
 
         let (mut given, mut seeded) = (std::mem::take(&mut self.arguments.generators), vec![]);
-        let generators = match &mut given {
-            Generators::Given(given) => &mut **given,
-            Generators::Seed(seed) => {
-                seeded.push(Generator::cpu(*seed)?);
-                &mut seeded[..]
-            }
-            Generators::Global => &mut [],
-        };
+        let generators = given.resolve(&mut seeded)?;
         let setting = Setting {
             pipe: self.pipe,
             latents: self.arguments.latents.as_ref(),

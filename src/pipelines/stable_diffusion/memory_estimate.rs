@@ -7,15 +7,10 @@ use crate::models::memory::{
     vision_model,
 };
 use crate::nn::Node;
+use crate::pipelines::Parts;
+use crate::pipelines::memory_report::{CHECK, DECODE, DENOISE, ENCODE_PROMPT};
 use std::rc::Rc;
 use tch::Kind;
-
-/// The parts of a call that are measured and, but for the encoding of a picture, estimated.
-pub(super) const ENCODE_PROMPT: &str = "encode prompt";
-pub(super) const ENCODE_IMAGE: &str = "encode image";
-pub(super) const DENOISE: &str = "denoise";
-pub(super) const DECODE: &str = "decode";
-pub(super) const CHECK: &str = "check";
 
 /// Latents that schedulers keep from earlier steps, at most.
 const HISTORY: i64 = 4;
@@ -73,7 +68,7 @@ impl StableDiffusionPipeline {
             Error::Unsupported("memory cannot be estimated: this pipeline's UNet has no modules".into())
         })?;
         let pictures = plan.prompts * plan.images_per_prompt;
-        let weights = self.nodes().iter().map(|(_, node)| persistent(node, device, dtype)).sum();
+        let weights = self.models().iter().map(|model| persistent(&model.node, device, dtype)).sum();
         let mut stages = vec![];
         let mut end = |name: &str| stages.push(StageEstimate::new(name, weights, arena.take_peak()));
 

@@ -18,7 +18,8 @@ use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
 use crate::models::{ModelMixin, To};
 use crate::pipelines::Prompt;
-use crate::pipelines::pipeline_utils::model_index;
+use crate::pipelines::pipeline_mixin::refuse_to_move;
+use crate::pipelines::pipeline_utils::{model_index, repeat_for_images};
 use crate::schedulers::{Scheduler, scheduler_from_config};
 use crate::utils::progress::ProgressBarConfig;
 use serde_json::json;
@@ -165,7 +166,7 @@ impl StableDiffusionPipeline {
     pub fn to(&mut self, target: impl Into<To>) -> Result<()> {
         let target = target.into();
         if matches!(target, To::Device(_)) {
-            self.refuse_to_move()?;
+            refuse_to_move(self)?;
         }
         self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
         self.unet.move_to(target).map_err(|error| error.within("unet"))?;
@@ -231,9 +232,7 @@ impl StableDiffusionPipeline {
         );
         index.insert("requires_safety_checker".into(), json!(self.requires_safety_checker));
         write_json(&folder.join("model_index.json"), &index)?;
-        let scheduler = folder.join("scheduler");
-        std::fs::create_dir_all(&scheduler).map_err(Error::io(&scheduler))?;
-        write_json(&scheduler.join("scheduler_config.json"), self.scheduler.config())?;
+        self.scheduler.save_pretrained(&folder.join("scheduler"))?;
         self.tokenizer.save_pretrained(folder.join("tokenizer"))?;
         self.text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
         unet.save_pretrained_with(folder.join("unet"), options)?;
@@ -274,15 +273,6 @@ impl StableDiffusionPipeline {
         let embeds = self.embed(&input_ids, attention_mask.as_ref(), clip_skip)?;
         repeat_for_images(&embeds, num_images_per_prompt)
     }
-}
-
-/// `[batch, tokens, dim]` to `[batch * images, tokens, dim]`, each item's copies side by side.
-pub(super) fn repeat_for_images(embeds: &Tensor, images: i64) -> Result<Tensor> {
-    if images == 1 {
-        return Ok(embeds.shallow_clone());
-    }
-    let (batch, tokens, _) = embeds.size3()?;
-    Ok(embeds.f_repeat([1, images, 1])?.f_view([batch * images, tokens, -1])?)
 }
 
 /// The same holds in diffusers.

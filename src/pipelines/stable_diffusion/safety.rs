@@ -5,7 +5,7 @@
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
 use crate::image_processor::{Images, OutputType};
-use crate::nn::{Module, Node};
+use crate::nn::Module;
 use tch::{Kind, Tensor};
 
 impl StableDiffusionPipeline {
@@ -36,13 +36,5 @@ impl StableDiffusionPipeline {
             true => self.image_processor.postprocess_but(image, black, output_type),
             false => self.image_processor.postprocess(image, output_type),
         }
-    }
-
-    /// The models by their names in the pipeline, as far as they have modules.
-    pub(super) fn nodes(&self) -> Vec<(&'static str, &Node)> {
-        let checker = self.safety_checker.as_ref().map(Module::node);
-        let nodes = [Some(self.text_encoder.node()), self.unet.tree(), Some(self.vae.node()), checker];
-        let names = ["text_encoder", "unet", "vae", "safety_checker"];
-        names.into_iter().zip(nodes).filter_map(|(name, node)| Some((name, node?))).collect()
     }
 }

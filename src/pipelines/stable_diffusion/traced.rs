@@ -20,6 +20,10 @@ impl Traced {
         [&self.text_encoder, &self.vae_decoder].into_iter().flatten().map(TracedModel::module)
     }
 
+    pub(super) fn encodes_prompts(&self) -> bool {
+        self.text_encoder.is_some()
+    }
+
     pub(super) fn move_to(&self, target: To) -> Result<()> {
         self.modules().try_for_each(|module| match target {
             To::Device(device) if module.device()?.is_some_and(|own| own != device) => module.to_device(device),

@@ -1,0 +1,163 @@
+//! Low-rank adapters: files, and what is done with them in a model's tree of modules.
+
+use crate::bridge::PyTensor;
+use crate::errors::OrRaise;
+use crate::hub::Access;
+use crate::models::cloned;
+use crate::node::Node;
+use pyo3::prelude::*;
+use std::path::{Path, PathBuf};
+use tch_diffusers::loaders::lora::peft;
+use tch_diffusers::loaders::{self, LoraOptions};
+use tch_diffusers::nn;
+
+/// A LoRA as it stands in its file.
+#[pyclass(frozen)]
+pub(crate) struct LoraStateDict(std::sync::Mutex<loaders::LoraStateDict>);
+
+impl LoraStateDict {
+    fn with<T>(&self, work: impl FnOnce(&loaders::LoraStateDict) -> T) -> T {
+        work(&self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+#[pymethods]
+impl LoraStateDict {
+    /// Reads a safetensors file.
+    #[staticmethod]
+    fn read(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| loaders::LoraStateDict::read(path)).or_raise().map(|lora| Self(lora.into()))
+    }
+
+    /// Takes tensors in one of the layouts.
+    #[staticmethod]
+    fn of(tensors: Vec<(String, PyTensor)>) -> PyResult<Self> {
+        let tensors: Vec<_> = tensors.into_iter().map(|(key, PyTensor(tensor))| (key, tensor)).collect();
+        let lora = loaders::LoraStateDict::from_tensors(Path::new("state_dict"), &tensors, None);
+        lora.or_raise().map(|lora| Self(lora.into()))
+    }
+
+    /// The components that it has weights for.
+    fn components(&self) -> Vec<String> {
+        self.with(|lora| lora.components().into_iter().map(String::from).collect())
+    }
+}
+
+fn options(weight_name: Option<String>, subfolder: Option<String>) -> LoraOptions {
+    LoraOptions { weight_name, subfolder, ..LoraOptions::default() }
+}
+
+/// The path of a LoRA's file among those of a repository.
+#[pyfunction]
+#[pyo3(signature = (id, files, weight_name=None, subfolder=None))]
+pub(crate) fn choose_lora_file(
+    id: PathBuf,
+    mut files: Vec<String>,
+    weight_name: Option<String>,
+    subfolder: Option<String>,
+) -> PyResult<String> {
+    files.sort();
+    options(weight_name, subfolder).choose(&id, &files).or_raise()
+}
+
+/// A LoRA's file, in a folder or after it came from the Hub.
+#[pyfunction]
+#[pyo3(signature = (source, access, weight_name=None, subfolder=None))]
+pub(crate) fn lora_file(
+    py: Python<'_>,
+    source: PathBuf,
+    access: Access,
+    weight_name: Option<String>,
+    subfolder: Option<String>,
+) -> PyResult<PathBuf> {
+    let options = options(weight_name, subfolder).hub(access.options());
+    py.detach(|| options.file(&source)).or_raise()
+}
+
+/// Adds a LoRA to models, which come with the names of their components, and gives the components that it was for.
+#[pyfunction]
+pub(crate) fn load_lora_adapter(
+    models: Vec<(String, PyRef<'_, Node>)>,
+    lora: &LoraStateDict,
+    name: &str,
+) -> PyResult<Vec<String>> {
+    let models: Vec<_> = models.iter().map(|(component, node)| (component.as_str(), cloned(node))).collect();
+    let models: Vec<_> = models.iter().map(|(component, node)| (*component, node)).collect();
+    let loaded = lora.with(|lora| peft::load_lora_adapter(&models, lora, name)).or_raise()?;
+    Ok(loaded.into_iter().map(String::from).collect())
+}
+
+/// The names of a model's adapters, in the order of their loading.
+#[pyfunction]
+pub(crate) fn list_adapters(model: &Node) -> Vec<String> {
+    peft::list_adapters(&cloned(model))
+}
+
+/// The names of the adapters that take part.
+#[pyfunction]
+pub(crate) fn active_adapters(model: &Node) -> Option<Vec<String>> {
+    peft::active_adapters(&cloned(model))
+}
+
+/// Has these adapters take part, each with a weight.
+#[pyfunction]
+pub(crate) fn set_adapters(model: &Node, names: Vec<String>, weights: Vec<f64>) {
+    peft::set_adapters(&cloned(model), &names, |number, _| weights.get(number).copied().unwrap_or(1.0));
+}
+
+/// Forgets an adapter.
+#[pyfunction]
+pub(crate) fn delete_adapter(model: &Node, name: &str) -> PyResult<()> {
+    peft::delete_adapter(&cloned(model), name).or_raise()
+}
+
+/// Has no adapter take part.
+#[pyfunction]
+pub(crate) fn disable_lora(model: &Node) -> PyResult<()> {
+    peft::disable_lora(&cloned(model)).or_raise()
+}
+
+/// Has the active adapters take part again.
+#[pyfunction]
+pub(crate) fn enable_lora(model: &Node) {
+    peft::enable_lora(&cloned(model));
+}
+
+/// Adds adapters to the model's own weights.
+#[pyfunction]
+#[pyo3(signature = (model, lora_scale=1.0, safe_fusing=false, names=None))]
+pub(crate) fn fuse_lora(
+    py: Python<'_>,
+    model: &Node,
+    lora_scale: f64,
+    safe_fusing: bool,
+    names: Option<Vec<String>>,
+) -> PyResult<()> {
+    let model = cloned(model);
+    py.detach(|| peft::fuse_lora(&model, lora_scale, safe_fusing, names.as_deref())).or_raise()
+}
+
+/// Takes adapters out of the model's own weights; says whether there were any.
+#[pyfunction]
+pub(crate) fn unfuse_lora(py: Python<'_>, model: &Node) -> PyResult<bool> {
+    let model = cloned(model);
+    py.detach(|| peft::unfuse_lora(&model)).or_raise()
+}
+
+/// The names of the adapters in the model's own weights.
+#[pyfunction]
+pub(crate) fn fused_loras(model: &Node) -> Vec<String> {
+    peft::fused_loras(&cloned(model))
+}
+
+/// Forgets all adapters.
+#[pyfunction]
+pub(crate) fn unload_lora(model: &Node) {
+    peft::unload_lora(&cloned(model));
+}
+
+/// Multiplies the weights of all adapters in the forwards of this thread, until it is set anew; gives what was set before.
+#[pyfunction]
+pub(crate) fn replace_lora_scale(scale: f64) -> f64 {
+    nn::replace_lora_scale(scale)
+}

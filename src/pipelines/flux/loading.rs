@@ -1,0 +1,139 @@
+//! `FluxPipeline::from_pretrained`.
+
+use super::{FluxComponents, FluxPipeline};
+use crate::error::Result;
+use crate::models::ModelMixin;
+use crate::models::autoencoders::AutoencoderKL;
+use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
+use crate::models::transformers::FluxTransformer2DModel;
+use crate::pipelines::{ModelIndex, PipelineLoader};
+use crate::schedulers::Scheduler;
+
+/// How many models there are.
+const MODELS: usize = 4;
+
+/// What `from_pretrained` of [`FluxPipeline`] may be told; `load` does it.
+pub type FluxLoader = PipelineLoader<FluxPipeline, PassedFluxComponents>;
+
+/// The components that were passed in.
+#[derive(Debug, Default)]
+pub struct PassedFluxComponents {
+    vae: Option<AutoencoderKL>,
+    text_encoder: Option<CLIPTextModel>,
+    text_encoder_2: Option<T5EncoderModel>,
+    tokenizer: Option<CLIPTokenizer>,
+    tokenizer_2: Option<T5Tokenizer>,
+    transformer: Option<FluxTransformer2DModel>,
+    scheduler: Option<Box<dyn Scheduler>>,
+}
+
+impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
+    /// Uses this VAE.
+    pub fn vae(mut self, vae: AutoencoderKL) -> Self {
+        self.passed.vae = Some(vae);
+        self
+    }
+
+    /// Uses this model to embed whole prompts.
+    pub fn text_encoder(mut self, text_encoder: CLIPTextModel) -> Self {
+        self.passed.text_encoder = Some(text_encoder);
+        self
+    }
+
+    /// Uses this model to embed prompts token by token.
+    pub fn text_encoder_2(mut self, text_encoder_2: T5EncoderModel) -> Self {
+        self.passed.text_encoder_2 = Some(text_encoder_2);
+        self
+    }
+
+    /// Uses this tokenizer for the first text encoder.
+    pub fn tokenizer(mut self, tokenizer: CLIPTokenizer) -> Self {
+        self.passed.tokenizer = Some(tokenizer);
+        self
+    }
+
+    /// Uses this tokenizer for the second text encoder.
+    pub fn tokenizer_2(mut self, tokenizer_2: T5Tokenizer) -> Self {
+        self.passed.tokenizer_2 = Some(tokenizer_2);
+        self
+    }
+
+    /// Uses this transformer.
+    pub fn transformer(mut self, transformer: FluxTransformer2DModel) -> Self {
+        self.passed.transformer = Some(transformer);
+        self
+    }
+
+    /// Uses this scheduler.
+    pub fn scheduler(mut self, scheduler: Box<dyn Scheduler>) -> Self {
+        self.passed.scheduler = Some(scheduler);
+        self
+    }
+
+    /// Reads what was not passed in, and puts the pipeline together.
+    ///
+    /// # Errors
+    /// As for [`StableDiffusionPipeline`](crate::StableDiffusionPipeline):
+    /// [`StableDiffusionLoader`](crate::pipelines::stable_diffusion::StableDiffusionLoader).
+    pub fn load(mut self) -> Result<FluxPipeline> {
+        self.source.download(&[
+            ("vae", self.passed.vae.is_some()),
+            ("text_encoder", self.passed.text_encoder.is_some()),
+            ("text_encoder_2", self.passed.text_encoder_2.is_some()),
+            ("tokenizer", self.passed.tokenizer.is_some()),
+            ("tokenizer_2", self.passed.tokenizer_2.is_some()),
+            ("transformer", self.passed.transformer.is_some()),
+            ("scheduler", self.passed.scheduler.is_some()),
+        ])?;
+        self.check(&self.source.index(&[FluxPipeline::CLASS_NAME])?)?;
+        let Self { source, passed, .. } = self;
+        let bar = source.progress_bar.start(5, "loading");
+        let scheduler = passed.scheduler.map_or_else(|| source.scheduler(), Ok)?;
+        let tokenizer = || CLIPTokenizer::from_pretrained(source.folder.join("tokenizer"));
+        let tokenizer = passed.tokenizer.map_or_else(tokenizer, Ok)?;
+        let tokenizer_2 = || T5Tokenizer::from_pretrained(source.folder.join("tokenizer_2"));
+        let tokenizer_2 = passed.tokenizer_2.map_or_else(tokenizer_2, Ok)?;
+        bar.inc(1);
+        let text_encoder = passed.text_encoder.map_or_else(|| source.model("text_encoder", MODELS), Ok)?;
+        bar.inc(1);
+        let text_encoder_2 = passed.text_encoder_2.map_or_else(|| source.model("text_encoder_2", MODELS), Ok)?;
+        bar.inc(1);
+        let transformer = passed.transformer.map_or_else(|| source.model("transformer", MODELS), Ok)?;
+        bar.inc(1);
+        let vae = passed.vae.map_or_else(|| source.model("vae", MODELS), Ok)?;
+        bar.finish_and_clear();
+        let mut pipeline = FluxPipeline::new(FluxComponents {
+            vae,
+            text_encoder,
+            text_encoder_2,
+            tokenizer,
+            tokenizer_2,
+            transformer,
+            scheduler,
+        });
+        pipeline.progress_bar = source.progress_bar;
+        Ok(pipeline)
+    }
+
+    /// Holds the folder's index to what is supported, before any weights are read.
+    fn check(&self, index: &ModelIndex) -> Result<()> {
+        let passed = &self.passed;
+        let components: [(&str, bool, &[&str]); 6] = [
+            ("transformer", passed.transformer.is_some(), &[FluxTransformer2DModel::CLASS_NAME]),
+            ("vae", passed.vae.is_some(), &[AutoencoderKL::CLASS_NAME]),
+            ("text_encoder", passed.text_encoder.is_some(), &[CLIPTextModel::CLASS_NAME]),
+            ("text_encoder_2", passed.text_encoder_2.is_some(), &[T5EncoderModel::CLASS_NAME]),
+            ("tokenizer", passed.tokenizer.is_some(), &["CLIPTokenizer", "CLIPTokenizerFast"]),
+            ("tokenizer_2", passed.tokenizer_2.is_some(), &[T5Tokenizer::CLASS_NAME, "T5TokenizerFast"]),
+        ];
+        for (name, _, classes) in components.iter().filter(|(_, is_passed, _)| !is_passed) {
+            index.require(name, classes)?;
+        }
+        self.source.check_variant(&[
+            ("text_encoder", CLIPTextModel::WEIGHTS_STEM),
+            ("text_encoder_2", T5EncoderModel::WEIGHTS_STEM),
+            ("transformer", FluxTransformer2DModel::WEIGHTS_STEM),
+            ("vae", AutoencoderKL::WEIGHTS_STEM),
+        ])
+    }
+}

@@ -1,0 +1,284 @@
+//! `FluxPipeline`: its components, and the encoding of prompts.
+//!
+//! Mirrors `diffusers/pipelines/flux/pipeline_flux.py` at 0.42.1. IP-Adapters are left out.
+
+use super::call::FluxCall;
+use super::loading::FluxLoader;
+use crate::configuration_utils::write_json;
+use crate::error::{Error, Result};
+use crate::hooks::ModelOffload;
+use crate::image_processor::VaeImageProcessor;
+use crate::loaders::SaveOptions;
+use crate::models::autoencoders::AutoencoderKL;
+use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
+use crate::models::transformers::FluxTransformer2DModel;
+use crate::models::{ModelMixin, To};
+use crate::nn::Module;
+use crate::pipelines::pipeline_mixin::refuse_to_move;
+use crate::pipelines::pipeline_utils::{model_index, repeat_for_images};
+use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, Prompt};
+use crate::schedulers::Scheduler;
+use crate::utils::progress::ProgressBarConfig;
+use std::path::Path;
+use tch::{Device, Tensor};
+
+/// How many tokens CLIP takes where its tokenizer does not say.
+const CLIP_LENGTH: usize = 77;
+
+/// The parts of a [`FluxPipeline`].
+#[derive(Debug)]
+pub struct FluxComponents {
+    /// Pictures to latents and back.
+    pub vae: AutoencoderKL,
+    /// Token numbers to one embedding for the whole prompt.
+    pub text_encoder: CLIPTextModel,
+    /// Token numbers to an embedding for each.
+    pub text_encoder_2: T5EncoderModel,
+    /// Text to token numbers for the first text encoder.
+    pub tokenizer: CLIPTokenizer,
+    /// Text to token numbers for the second text encoder.
+    pub tokenizer_2: T5Tokenizer,
+    /// Predicts the velocity of latents.
+    pub transformer: FluxTransformer2DModel,
+    /// The noise levels and their solver.
+    pub scheduler: Box<dyn Scheduler>,
+}
+
+/// The embeddings of prompts.
+#[derive(Debug)]
+pub struct FluxPromptEmbeds {
+    /// An embedding for each token, `[batch, tokens, d_model]`.
+    pub prompt_embeds: Tensor,
+    /// One for the whole prompt, `[batch, hidden_size]`.
+    pub pooled_prompt_embeds: Tensor,
+}
+
+/// Text to picture with FLUX.1.
+///
+/// # Examples
+/// ```no_run
+/// use tch::Kind;
+/// use tch_diffusers::{FluxPipeline, PipelineMixin};
+/// let mut pipe = FluxPipeline::from_pretrained("black-forest-labs/FLUX.1-schnell").torch_dtype(Kind::BFloat16).load()?;
+/// pipe.enable_model_cpu_offload(tch::Device::Cuda(0))?;
+/// let call = pipe.call("a cat holding a sign that says hello world").num_inference_steps(4).guidance_scale(0.0);
+/// let output = call.max_sequence_length(256).seed(0).run()?;
+/// output.images.to_rgb()?[0].save("flux.png").map_err(|error| tch_diffusers::Error::Argument(error.to_string()))?;
+/// # Ok::<(), tch_diffusers::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct FluxPipeline {
+    /// Pictures to latents and back.
+    pub vae: AutoencoderKL,
+    /// Token numbers to one embedding for the whole prompt.
+    pub text_encoder: CLIPTextModel,
+    /// Token numbers to an embedding for each.
+    pub text_encoder_2: T5EncoderModel,
+    /// Text to token numbers for the first text encoder.
+    pub tokenizer: CLIPTokenizer,
+    /// Text to token numbers for the second text encoder.
+    pub tokenizer_2: T5Tokenizer,
+    /// Predicts the velocity of latents.
+    pub transformer: FluxTransformer2DModel,
+    /// The noise levels and their solver.
+    pub scheduler: Box<dyn Scheduler>,
+    /// How a call shows that it goes on.
+    pub progress_bar: ProgressBarConfig,
+    pub(super) image_processor: VaeImageProcessor,
+    pub(super) model_offload: Option<ModelOffload>,
+    pub(super) last_call: Option<CallMemory>,
+}
+
+impl FluxPipeline {
+    /// diffusers' name of the class.
+    pub const CLASS_NAME: &'static str = "FluxPipeline";
+
+    /// Reads the pipeline that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::BFloat16).load()?`.
+    /// Where there is no such folder, `owner/name` is a repository of the Hub: see
+    /// [`HubOptions`](crate::loaders::HubOptions).
+    pub fn from_pretrained(folder: impl AsRef<Path>) -> FluxLoader {
+        FluxLoader::new(folder.as_ref())
+    }
+
+    /// A pipeline of ready-made components.
+    #[must_use]
+    pub fn new(components: FluxComponents) -> Self {
+        let FluxComponents { vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, transformer, scheduler } =
+            components;
+        // The sides of a picture are even numbers of latents.
+        let image_processor = VaeImageProcessor::new(vae.config().vae_scale_factor() * 2);
+        let (progress_bar, model_offload, last_call) = (ProgressBarConfig::default(), None, None);
+        Self {
+            vae,
+            text_encoder,
+            text_encoder_2,
+            tokenizer,
+            tokenizer_2,
+            transformer,
+            scheduler,
+            progress_bar,
+            image_processor,
+            model_offload,
+            last_call,
+        }
+    }
+
+    /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
+    pub fn call(&mut self, prompt: impl Into<Prompt>) -> FluxCall<'_> {
+        FluxCall::new(self, Some(prompt.into()), None)
+    }
+
+    /// As [`FluxPipeline::call`], with embeddings of the prompts in place of texts.
+    pub fn call_embeds(&mut self, embeds: FluxPromptEmbeds) -> FluxCall<'_> {
+        FluxCall::new(self, None, Some(embeds))
+    }
+
+    /// Moves all models to a device, casts them to a dtype, or lays them out in a memory format.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] where there is no room; [`Error::Argument`] for a device while offloading is on.
+    pub fn to(&mut self, target: impl Into<To>) -> Result<()> {
+        let target = target.into();
+        if matches!(target, To::Device(_)) {
+            refuse_to_move(self)?;
+        }
+        self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
+        self.text_encoder_2.to(target).map_err(|error| error.within("text_encoder_2"))?;
+        self.transformer.to(target).map_err(|error| error.within("transformer"))?;
+        self.vae.to(target).map_err(|error| error.within("vae"))
+    }
+
+    /// Where the work is done: where the models lie, or where offloading takes them.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.transformer.node().execution_device()
+    }
+
+    /// Pixels of the picture to one of the latents, each way.
+    #[must_use]
+    pub fn vae_scale_factor(&self) -> i64 {
+        self.vae.config().vae_scale_factor()
+    }
+
+    /// What the models' weights take and how they lie, what the last call took, and what offloading and casting save. No
+    /// call is estimated.
+    ///
+    /// # Errors
+    /// Only if libtorch itself fails.
+    pub fn memory_report(&self) -> Result<MemoryReport> {
+        MemoryReport::new(&self.models(), self.last_call.clone())
+    }
+
+    /// Writes the pipeline to `folder`, so that diffusers reads it back.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written.
+    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.save_pretrained_with(folder, &SaveOptions::default())
+    }
+
+    /// As [`FluxPipeline::save_pretrained`], with a limit for the size of each file of weights, or a variant in their names.
+    ///
+    /// # Errors
+    /// As [`FluxPipeline::save_pretrained`]; [`Error::Argument`] for a variant that no file name can hold.
+    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        let folder = folder.as_ref();
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let index = model_index(
+            Self::CLASS_NAME,
+            &[
+                ("feature_extractor", "", ""),
+                ("image_encoder", "", ""),
+                ("scheduler", "diffusers", self.scheduler.class_name()),
+                ("text_encoder", "transformers", CLIPTextModel::CLASS_NAME),
+                ("text_encoder_2", "transformers", T5EncoderModel::CLASS_NAME),
+                ("tokenizer", "transformers", "CLIPTokenizer"),
+                ("tokenizer_2", "transformers", T5Tokenizer::CLASS_NAME),
+                ("transformer", "diffusers", FluxTransformer2DModel::CLASS_NAME),
+                ("vae", "diffusers", AutoencoderKL::CLASS_NAME),
+            ],
+        );
+        write_json(&folder.join("model_index.json"), &index)?;
+        self.scheduler.save_pretrained(&folder.join("scheduler"))?;
+        self.tokenizer.save_pretrained(folder.join("tokenizer"))?;
+        self.tokenizer_2.save_pretrained(folder.join("tokenizer_2"))?;
+        self.text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
+        self.text_encoder_2.save_pretrained_with(folder.join("text_encoder_2"), options)?;
+        self.transformer.save_pretrained_with(folder.join("transformer"), options)?;
+        self.vae.save_pretrained_with(folder.join("vae"), options)
+    }
+
+    /// The embeddings of prompts, each repeated `num_images_per_prompt` times: CLIP reads `prompts`, T5 `prompts_2`.
+    ///
+    /// A prompt longer than CLIP or `max_sequence_length` takes is cut, with a warning that quotes what was cut.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized, or a text encoder fails.
+    pub fn encode_prompt(
+        &self,
+        prompts: &[&str],
+        prompts_2: &[&str],
+        num_images_per_prompt: i64,
+        max_sequence_length: usize,
+    ) -> Result<FluxPromptEmbeds> {
+        let pooled_prompt_embeds = repeat_for_images(&self.clip_embeds(prompts)?, num_images_per_prompt)?;
+        let prompt_embeds = repeat_for_images(&self.t5_embeds(prompts_2, max_sequence_length)?, num_images_per_prompt)?;
+        Ok(FluxPromptEmbeds { prompt_embeds, pooled_prompt_embeds })
+    }
+
+    fn clip_embeds(&self, prompts: &[&str]) -> Result<Tensor> {
+        let max_length = self.tokenizer.model_max_length().unwrap_or(CLIP_LENGTH);
+        let tokens = self.tokenizer.encode_batch(prompts, max_length)?;
+        if let Some(removed) = &tokens.removed_text {
+            tracing::warn!("CLIP takes at most {max_length} tokens, so this part of the prompt was cut: {removed:?}");
+        }
+        let node = self.text_encoder.node();
+        let output = self.text_encoder.forward(&tokens.input_ids.f_to_device(node.execution_device())?, None, false);
+        let pooled = output.map_err(|error| error.within("text_encoder"))?.pooler_output;
+        Ok(pooled.f_to_device(self.device())?.f_to_kind(node.dtype())?)
+    }
+
+    fn t5_embeds(&self, prompts: &[&str], max_length: usize) -> Result<Tensor> {
+        let tokens = self.tokenizer_2.encode_batch(prompts, max_length)?;
+        if let Some(removed) = &tokens.removed_text {
+            tracing::warn!(
+                "`max_sequence_length` is {max_length} tokens, so this part of the prompt was cut: {removed:?}"
+            );
+        }
+        let node = self.text_encoder_2.node();
+        let embeds = self.text_encoder_2.forward(&tokens.input_ids.f_to_device(node.execution_device())?, None);
+        let embeds = embeds.map_err(|error| error.within("text_encoder_2"))?;
+        Ok(embeds.f_to_device(self.device())?.f_to_kind(node.dtype())?)
+    }
+}
+
+impl Parts for FluxPipeline {
+    fn models(&self) -> Vec<PipelineModel> {
+        vec![
+            PipelineModel::new("text_encoder", &self.text_encoder),
+            PipelineModel::new("text_encoder_2", &self.text_encoder_2),
+            PipelineModel::new("transformer", &self.transformer),
+            PipelineModel::new("vae", &self.vae),
+        ]
+    }
+
+    fn denoiser(&self, _: &str) -> Result<PipelineModel> {
+        Ok(PipelineModel::new("transformer", &self.transformer))
+    }
+
+    fn autoencoder(&self) -> &AutoencoderKL {
+        &self.vae
+    }
+
+    fn autoencoder_mut(&mut self) -> &mut AutoencoderKL {
+        &mut self.vae
+    }
+
+    fn model_offload(&self) -> Option<&ModelOffload> {
+        self.model_offload.as_ref()
+    }
+
+    fn model_offload_mut(&mut self) -> &mut Option<ModelOffload> {
+        &mut self.model_offload
+    }
+}

@@ -1,0 +1,41 @@
+//! What techniques work on in Stable Diffusion.
+
+use super::StableDiffusionPipeline;
+use crate::error::{Error, Result};
+use crate::hooks::ModelOffload;
+use crate::models::autoencoders::AutoencoderKL;
+use crate::models::unets::UNet2DConditionModel;
+use crate::pipelines::{Parts, PipelineModel};
+
+impl Parts for StableDiffusionPipeline {
+    fn models(&self) -> Vec<PipelineModel> {
+        let unet = self.unet.tree().map(|tree| PipelineModel::of_node::<UNet2DConditionModel>("unet", tree));
+        let text_encoder = PipelineModel::new("text_encoder", &self.text_encoder);
+        let vae = PipelineModel::new("vae", &self.vae);
+        let checker = self.safety_checker.as_ref();
+        let checker = checker.map(|checker| PipelineModel::new("safety_checker", checker).staying());
+        [Some(text_encoder), unet, Some(vae), checker].into_iter().flatten().collect()
+    }
+
+    fn denoiser(&self, technique: &str) -> Result<PipelineModel> {
+        let refusal = || Error::Unsupported(format!("{technique} needs a UNet with modules; this one has none"));
+        let tree = self.unet.tree().ok_or_else(refusal)?;
+        Ok(PipelineModel::of_node::<UNet2DConditionModel>("unet", tree))
+    }
+
+    fn autoencoder(&self) -> &AutoencoderKL {
+        &self.vae
+    }
+
+    fn autoencoder_mut(&mut self) -> &mut AutoencoderKL {
+        &mut self.vae
+    }
+
+    fn model_offload(&self) -> Option<&ModelOffload> {
+        self.model_offload.as_ref()
+    }
+
+    fn model_offload_mut(&mut self) -> &mut Option<ModelOffload> {
+        &mut self.model_offload
+    }
+}

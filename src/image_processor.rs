@@ -1,12 +1,14 @@
-//! Between pictures and the VAE's tensors.
+//! Between pictures and the tensors of a VAE, or of CLIP.
 //!
 //! Mirrors `VaeImageProcessor` of `diffusers/image_processor.py` (0.42.1).
 
+mod clip_image_processor;
 mod input;
 mod overlay;
 mod preprocess;
 mod resize;
 
+pub use clip_image_processor::{CLIPImageProcessor, ImageSize};
 pub use input::ImageInput;
 pub use overlay::CropRegion;
 pub use preprocess::PreprocessOptions;
@@ -157,6 +159,24 @@ impl VaeImageProcessor {
             _ if self.do_normalize => Self::denormalize(image)?,
             _ => image.shallow_clone(),
         };
+        match output_type {
+            OutputType::Image => Ok(Images::Image(to_images(&image)?)),
+            _ => Ok(Images::Tensor(image)),
+        }
+    }
+
+    /// As [`VaeImageProcessor::postprocess`], with the pictures that `kept` marks left at the values they have:
+    /// `do_denormalize` the other way round.
+    pub(crate) fn postprocess_but(&self, image: &Tensor, kept: &[bool], output_type: OutputType) -> Result<Images> {
+        if output_type == OutputType::Latent || !self.do_normalize {
+            return self.postprocess(image, output_type);
+        }
+        let one = |(index, kept): (usize, &bool)| -> Result<Tensor> {
+            let picture = image.f_select(0, index as i64)?;
+            if *kept { Ok(picture) } else { Self::denormalize(&picture) }
+        };
+        let pictures = kept.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
+        let image = Tensor::f_stack(&pictures, 0)?;
         match output_type {
             OutputType::Image => Ok(Images::Image(to_images(&image)?)),
             _ => Ok(Images::Tensor(image)),

@@ -63,6 +63,7 @@ pub use models::unets::UNet2DConditionModel;
 pub use pipelines::flux::FluxPipeline;
 pub use pipelines::stable_diffusion::{
     StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
+    StableDiffusionSafetyChecker,
 };
 pub use pipelines::{AutoPipelineForText2Image, DiffusionPipeline, PipelineMixin};
 pub use schedulers::{Scheduler, SchedulerKind};

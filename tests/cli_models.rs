@@ -137,6 +137,57 @@ fn a_single_file_becomes_a_folder_with_all_of_its_weights() {
 }
 
 #[test]
+fn a_folder_and_a_single_file_become_each_other_to_the_bit() {
+    use crate::support::{generated, tensors};
+    for (name, own) in [("small", None), ("second", Some("own.safetensors"))] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = generated("single_file").join(name);
+        let (file, config) = (source.join("model.safetensors"), source.join("config"));
+        let (file, config) = (file.to_str().unwrap(), config.to_str().unwrap());
+        let shards = ["--max-shard-size", "40KB"];
+        stdout(&run(&[&["convert", file, "out", "--config", config][..], &shards].concat(), folder.path()));
+        assert!(folder.path().join("out/unet/diffusion_pytorch_model.safetensors.index.json").is_file());
+        stdout(&run(&["convert", "out", "back.safetensors"], folder.path()));
+        let written = tensors(&folder.path().join("back.safetensors"));
+        let mut expected = tensors(&source.join(own.unwrap_or("model.safetensors")));
+        expected.retain(|key, _| written.contains_key(key));
+        assert_eq!(written, expected, "{name}");
+        assert!(written.len() > 400, "{name}: {}", written.len());
+        // Halves go there and back as halves.
+        stdout(&run(&["convert", "out", "half.safetensors", "--dtype", "float16"], folder.path()));
+        stdout(&run(&["convert", "half.safetensors", "half", "--config", config], folder.path()));
+        let (report, code) = inspect("half", folder.path());
+        assert_eq!(code, Some(0), "{report}");
+        assert_eq!(report["dtypes"].as_object().unwrap().keys().collect::<Vec<_>>(), ["float16"]);
+        stdout(&run(&["convert", "half", "again.safetensors"], folder.path()));
+        let read = |name: &str| tensors(&folder.path().join(name));
+        assert_eq!(read("half.safetensors"), read("again.safetensors"));
+        stdout(&run(&["convert", "again.safetensors", "full.safetensors", "--dtype", "float32"], folder.path()));
+        assert!(read("full.safetensors").values().all(|weight| weight.kind() == tch::Kind::Float));
+    }
+}
+
+#[test]
+fn a_single_file_is_refused_where_it_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model.ckpt"), "x").unwrap();
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["convert", "bundled", "a.safetensors", "--max-shard-size", "1MB"], 2, "neither shards nor a variant"),
+        (&["convert", "bundled", "out", "--config", "x"], 2, "go with a single file as the input"),
+        (&["convert", "bundled", "a.safetensors"], 3, "has no place in a single file"),
+        (&["convert", "model.ckpt", "out"], 3, "save_file"),
+        (&["convert", "bundled", "nowhere/a.safetensors"], 3, "no place"),
+    ];
+    for (arguments, code, part) in cases {
+        let output = run(arguments, folder.path());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(part), "{arguments:?}: {text}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn a_folder_of_flux_needs_no_flag() {
     let folder = tempfile::tempdir().unwrap();
     let dev = crate::support::generated("flux_pipeline").join("_models/dev");

@@ -22,6 +22,7 @@ mod memory_ledger;
 mod offloading;
 mod parity;
 mod prepack;
+mod safety;
 mod schedulers;
 mod sharing;
 mod soak;

@@ -13,6 +13,7 @@ mod lora;
 mod models;
 mod node;
 mod schedulers;
+mod single_file;
 mod switches;
 mod tokenizer;
 
@@ -38,13 +39,15 @@ mod _tch_diffusers {
     };
     #[pymodule_export]
     use super::models::{
-        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, FluxTransformer2DModel, T5EncoderModel,
-        UNet2DConditionModel,
+        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, FluxTransformer2DModel,
+        StableDiffusionSafetyChecker, T5EncoderModel, UNet2DConditionModel,
     };
     #[pymodule_export]
     use super::node::Node;
     #[pymodule_export]
     use super::schedulers::Scheduler;
+    #[pymodule_export]
+    use super::single_file::{single_file_known, single_file_weights};
     #[pymodule_export]
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]

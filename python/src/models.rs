@@ -15,6 +15,7 @@ use tch_diffusers::models::transformers::FluxInputs;
 use tch_diffusers::models::unets::{AddedCond, UNetInputs};
 use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, transformers, unets};
 use tch_diffusers::nn::{self, RandomWeights, Weights};
+use tch_diffusers::pipelines::stable_diffusion;
 use tch_diffusers::{Error, Result};
 
 /// A model that runs one forward at a time: hooks move and cast its weights.
@@ -330,6 +331,19 @@ model_class!(
         ) -> PyResult<PyTensor> {
             let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
             py.detach(move || self.0.lock().clip_skip(&ids, mask.as_ref(), clip_skip)).or_raise().map(PyTensor)
+        }
+    }
+);
+model_class!(
+    /// The safety checker of Stable Diffusion.
+    StableDiffusionSafetyChecker,
+    stable_diffusion::StableDiffusionSafetyChecker,
+    {
+        /// Whether each picture shows what it should not.
+        fn check(&self, py: Python<'_>, clip_input: PyTensor) -> PyResult<Vec<bool>> {
+            let clip_input = clip_input.0;
+            let scores = py.detach(move || self.0.lock().scores(&clip_input)).or_raise()?;
+            Ok(scores.iter().map(stable_diffusion::SafetyScores::has_nsfw_concept).collect())
         }
     }
 );

@@ -30,6 +30,7 @@ from tch_diffusers import _tch_diffusers  # noqa: E402
 from tch_diffusers.hooks import apply_group_offloading, apply_layerwise_casting  # noqa: E402
 from tch_diffusers.models import (  # noqa: E402
     AutoencoderKL,
+    CLIPImageProcessor,
     CLIPTextModel,
     CLIPTokenizer,
     FluxTransformer2DModel,
@@ -44,6 +45,7 @@ from tch_diffusers.pipelines import (  # noqa: E402
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionSafetyChecker,
 )
 from tch_diffusers.schedulers import (  # noqa: E402
     DDIMInverseScheduler,
@@ -70,6 +72,7 @@ __libtorch_version__ = _tch_diffusers.libtorch_version()
 
 __all__ = [
     "AutoencoderKL",
+    "CLIPImageProcessor",
     "CLIPTextModel",
     "CLIPTokenizer",
     "DDIMInverseScheduler",
@@ -95,6 +98,7 @@ __all__ = [
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
+    "StableDiffusionSafetyChecker",
     "T5EncoderModel",
     "T5Tokenizer",
     "UNet2DConditionModel",

@@ -215,12 +215,21 @@ class VaeImageProcessor:
         laid.alpha_composite(kept.convert("RGBA"))
         return laid.convert("RGB")
 
-    def postprocess(self, image: torch.Tensor, output_type: str = "pil") -> Any:
-        """`image` with values in [-1, 1], `[batch, channels, height, width]`, as pictures."""
+    def postprocess(
+        self, image: torch.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None
+    ) -> Any:
+        """`image` with values in [-1, 1], `[batch, channels, height, width]`, as pictures.
+
+        `do_denormalize` says of each picture whether its values are brought to [0, 1]; they all are by default.
+        """
         check_output_type(output_type)
         if output_type == "latent":
             return image
-        image = (image * 0.5 + 0.5).clamp(0, 1)
+        if do_denormalize is None or all(do_denormalize):
+            image = (image * 0.5 + 0.5).clamp(0, 1)
+        else:
+            one_by_one = zip(image, do_denormalize)
+            image = torch.stack([(one * 0.5 + 0.5).clamp(0, 1) if brought else one for one, brought in one_by_one])
         if output_type == "pt":
             return image
         array = image.cpu().permute(0, 2, 3, 1).float().numpy()

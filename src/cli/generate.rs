@@ -102,6 +102,9 @@ pub(crate) struct Generate {
     /// The spelling of the weights' files, such as fp16.
     #[arg(long)]
     variant: Option<String>,
+    /// Leaves the model's safety checker out, which blackens pictures that are not safe for work.
+    #[arg(long)]
+    no_safety_checker: bool,
     /// Shows no progress bars.
     #[arg(short, long)]
     quiet: bool,
@@ -144,7 +147,8 @@ impl Generate {
         parameters.speed.switch()?;
         let loras = parameters.loras.read(self.quiet)?;
         let (revision, variant) = (parameters.revision.as_deref(), parameters.variant.as_deref());
-        let folder = model_folder(&parameters.model, revision, variant, self.quiet)?;
+        let without: &[&str] = if parameters.no_safety_checker { &["safety_checker"] } else { &[] };
+        let folder = model_folder(&parameters.model, revision, variant, without, self.quiet)?;
         // Not before: Ctrl-C ends a download at once.
         interrupt::listen()?;
         let progress = ProgressBarConfig { disable: self.quiet, desc: None };
@@ -163,11 +167,14 @@ impl Generate {
         if !offloaded {
             self.offload.enable(&mut pipe, device)?;
         }
-        let (pipe, images) = draw(pipe, &parameters, pictures)?;
+        let (pipe, images, black) = draw(pipe, &parameters, pictures)?;
         let numbered = images.len() > 1 && only.is_none();
         for (number, image) in images.iter().enumerate().filter(|(number, _)| only.is_none_or(|only| only == *number)) {
             let path = if numbered { with_number(&self.output, number) } else { self.output.clone() };
             write_png(&path, image, &parameters.chunks(number)?)?;
+            if black.get(number) == Some(&true) {
+                tracing::warn!("{}: black, for the safety checker found what it looks for", path.display());
+            }
             say(path.display())?;
         }
         if self.memory_report {
@@ -206,6 +213,7 @@ impl Generate {
             dtype: self.dtype.clone().unwrap_or(base.dtype),
             device: self.device.clone().unwrap_or(base.device),
             variant: self.variant.clone().or(base.variant),
+            no_safety_checker: self.no_safety_checker || base.no_safety_checker,
             source: self.source.or(base.source),
             loras: self.loras.or(base.loras),
             memory: self.memory.or(base.memory),
@@ -227,9 +235,16 @@ fn load(
     let offloaded = offloading.is_some();
     let mut pipe = match &parameters.speed.traced_unet {
         Some(path) => {
-            let loader = StableDiffusionPipeline::from_pretrained(folder);
+            let mut loader = StableDiffusionPipeline::from_pretrained(folder);
+            if parameters.no_safety_checker {
+                loader = loader.safety_checker(None);
+            }
             let loader = with_options(loader, parameters, kind, offloading, progress);
             loader.unet(TracedUNet::load_to(path, device).context(ModelError)?).load().context(ModelError)?.into()
+        }
+        None if parameters.no_safety_checker => {
+            let loader = StableDiffusionPipeline::from_pretrained(folder).safety_checker(None);
+            with_options(loader, parameters, kind, offloading, progress).load().context(ModelError)?.into()
         }
         None => {
             let loader = AutoPipelineForText2Image::from_pretrained(folder);
@@ -259,21 +274,24 @@ fn with_options<P, C>(
     }
 }
 
-/// The pictures, and the pipeline once more, whose components went through the one that drew.
+/// The pipeline, whose components went through the one that drew, the pictures, and which of them a safety checker
+/// blackened.
+type Drawn<P> = (P, Vec<image::DynamicImage>, Vec<bool>);
+
 fn draw(
     pipe: DiffusionPipeline,
     parameters: &Parameters,
     pictures: Option<Pictures>,
-) -> anyhow::Result<(DiffusionPipeline, Vec<image::DynamicImage>)> {
-    let (pipe, images) = match pipe {
+) -> anyhow::Result<Drawn<DiffusionPipeline>> {
+    let (pipe, images, black) = match pipe {
         DiffusionPipeline::StableDiffusion(pipe) => {
             parameters.flux.refuse("StableDiffusionPipeline")?;
-            let (pipe, images) = draw_stable_diffusion(*pipe, parameters, pictures)?;
-            (pipe.into(), images)
+            let (pipe, images, black) = draw_stable_diffusion(*pipe, parameters, pictures)?;
+            (pipe.into(), images, black)
         }
         DiffusionPipeline::Flux(mut pipe) => {
             let images = flux::draw(&mut pipe, parameters)?;
-            (DiffusionPipeline::Flux(pipe), images)
+            (DiffusionPipeline::Flux(pipe), images, vec![])
         }
         other => {
             let text = format!("{}s are not drawn with by this program", other.class_name());
@@ -283,14 +301,14 @@ fn draw(
     if interrupt::asked() {
         bail!(Interrupted);
     }
-    Ok((pipe, images))
+    Ok((pipe, images, black))
 }
 
 fn draw_stable_diffusion(
     mut pipe: StableDiffusionPipeline,
     parameters: &Parameters,
     pictures: Option<Pictures>,
-) -> anyhow::Result<(StableDiffusionPipeline, Vec<image::DynamicImage>)> {
+) -> anyhow::Result<Drawn<StableDiffusionPipeline>> {
     let prompt = parameters.prompt();
     let (pipe, output) = match pictures {
         None => {
@@ -313,7 +331,8 @@ fn draw_stable_diffusion(
             (pipe.into(), output)
         }
     };
-    Ok((pipe, output.images.into_images()?))
+    let black = output.nsfw_content_detected.unwrap_or_default();
+    Ok((pipe, output.images.into_images()?, black))
 }
 
 /// What calls of all pipelines take.

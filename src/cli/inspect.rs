@@ -76,7 +76,7 @@ impl Inspect {
         if file.is_file() {
             return Ok(Report::new(file, String::new(), None, vec![Component::of_file(file)]));
         }
-        let folder = model_folder(&self.model, self.revision.as_deref(), self.variant.as_deref(), false)?;
+        let folder = model_folder(&self.model, self.revision.as_deref(), self.variant.as_deref(), &[], false)?;
         let variant = self.variant.as_deref();
         let index = folder.join("model_index.json");
         if index.is_file() {

@@ -7,11 +7,12 @@ use tch_diffusers::loaders::HubOptions;
 use tch_diffusers::utils::{assets::bundled_model, progress::ProgressBarConfig};
 
 /// Where the model called `name` lies: the bundled one, a folder, or a repository of the Hub, whose files are downloaded if
-/// they are not in the cache.
+/// they are not in the cache, but for those of the components `without`.
 pub(crate) fn model_folder(
     name: &str,
     revision: Option<&str>,
     variant: Option<&str>,
+    without: &[&str],
     quiet: bool,
 ) -> anyhow::Result<PathBuf> {
     if name == "bundled" {
@@ -19,7 +20,7 @@ pub(crate) fn model_folder(
     }
     let progress_bar = ProgressBarConfig { disable: quiet, desc: None };
     let hub = HubOptions { revision: revision.map(Into::into), progress_bar, ..HubOptions::default() };
-    let folder = hub.pipeline_folder(Path::new(name), variant, &[]).context(ModelError)?;
+    let folder = hub.pipeline_folder(Path::new(name), variant, without).context(ModelError)?;
     if !folder.is_dir() {
         bail!(anyhow::Error::msg(format!("{}: there is no such folder", folder.display())).context(ModelError));
     }

@@ -38,6 +38,8 @@ pub(crate) struct Parameters {
     pub(crate) device: String,
     pub(crate) variant: Option<String>,
     #[serde(default)]
+    pub(crate) no_safety_checker: bool,
+    #[serde(default)]
     pub(crate) source: Source,
     #[serde(default)]
     pub(crate) loras: Loras,
@@ -69,6 +71,7 @@ impl Default for Parameters {
             dtype: "float32".into(),
             device: "cpu".into(),
             variant: None,
+            no_safety_checker: false,
             source: Source::default(),
             loras: Loras::default(),
             memory: Memory::default(),

@@ -68,7 +68,8 @@ enum Component {
 
 impl Trace {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let folder = model_folder(&self.model, self.revision.as_deref(), self.variant.as_deref(), false)?;
+        let folder =
+            model_folder(&self.model, self.revision.as_deref(), self.variant.as_deref(), &["safety_checker"], false)?;
         match self.component {
             Component::Unet => self.write(&self.load::<UNet2DConditionModel>(&folder, "unet")?, &folder, 2),
             Component::TextEncoder => self.write(&self.load::<CLIPTextModel>(&folder, "text_encoder")?, &folder, 1),

@@ -88,6 +88,28 @@ impl Checkpoint {
         self
     }
 
+    /// Has each weight whose key ends with `whole` stand for several of as many rows each, with `parts` in its key's place.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the rows do not divide, or a key is there already.
+    pub fn split_rows(mut self, whole: &str, parts: &[&str]) -> Result<Self> {
+        let stems: Vec<_> = self.tensors.keys().filter_map(|key| Some(key.strip_suffix(whole)?.to_string())).collect();
+        for stem in stems {
+            let Some(tensor) = self.tensors.remove(&format!("{stem}{whole}")) else { continue };
+            let split = tensor.split_rows(parts.len()).ok_or_else(|| {
+                let (file, shape, count) = (tensor.path().display(), tensor.shape(), parts.len());
+                Error::Config(format!("{file}: `{stem}{whole}` of {shape:?} is not {count} weights below each other"))
+            })?;
+            for (part, tensor) in parts.iter().zip(split) {
+                let key = format!("{stem}{part}");
+                if let Some(other) = self.tensors.insert(key.clone(), tensor) {
+                    return Err(Error::Config(format!("{}: `{key}` is there twice", other.path().display())));
+                }
+            }
+        }
+        Ok(self)
+    }
+
     /// The keys of the file, in the model's spelling.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

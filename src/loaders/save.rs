@@ -98,6 +98,19 @@ impl StateDict {
         remove_stale(folder, stem, &infix, &names, (shards.len() <= 1).then_some(index))?;
         Ok(names.iter().map(|name| folder.join(name)).collect())
     }
+
+    /// Writes all weights to one file, which is there once it is whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written, [`Error::Unsupported`] for a dtype that safetensors does not know.
+    pub fn save_file(&self, path: &Path) -> Result<()> {
+        let weights = self.tensors.iter().map(|(key, tensor)| TensorBytes::new(key, tensor, self.kind));
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        let mut written = Temporaries::default();
+        let temporary = written.beside(path);
+        write_shard(&weights.iter().collect::<Vec<_>>(), &temporary)?;
+        written.move_all()
+    }
 }
 
 /// What a variant adds to a file's name.

@@ -7,6 +7,7 @@ pub mod attention_processor;
 pub mod autoencoders;
 pub mod downsampling;
 pub mod embeddings;
+pub mod image_encoders;
 pub mod memory;
 mod modeling_utils;
 pub mod normalization;

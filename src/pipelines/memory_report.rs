@@ -13,11 +13,12 @@ pub(super) const ENCODE_PROMPT: &str = "encode prompt";
 pub(super) const ENCODE_IMAGE: &str = "encode image";
 pub(super) const DENOISE: &str = "denoise";
 pub(super) const DECODE: &str = "decode";
+pub(super) const CHECK: &str = "check";
 
 /// The most that one part of a call had allocated at once, in bytes above what there was before the call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StageMemory {
-    /// `encode prompt`, `encode image`, `denoise` or `decode`.
+    /// `encode prompt`, `encode image`, `denoise`, `decode` or, with a safety checker, `check`.
     pub name: String,
     /// Activations and workspaces, and weights that were copied for the work.
     pub peak: i64,

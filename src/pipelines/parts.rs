@@ -17,6 +17,8 @@ pub struct PipelineModel {
     pub(super) block_modules: &'static [&'static str],
     /// What layerwise casting leaves as it is.
     pub(super) skip_casting: &'static [&'static str],
+    /// Whether it stays on the device where one model at a time, or one layer, is brought there.
+    pub(super) stays: bool,
 }
 
 impl PipelineModel {
@@ -32,7 +34,15 @@ impl PipelineModel {
             node: node.clone(),
             block_modules: M::GROUP_OFFLOAD_BLOCK_MODULES,
             skip_casting: M::SKIP_LAYERWISE_CASTING_PATTERNS,
+            stays: false,
         }
+    }
+
+    /// The same, staying on the device while other models are offloaded one by one: diffusers' `_exclude_from_cpu_offload`.
+    /// Group offloading takes it all the same.
+    #[must_use]
+    pub fn staying(self) -> Self {
+        Self { stays: true, ..self }
     }
 
     /// The length of all weights, in bytes.

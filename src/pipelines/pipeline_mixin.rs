@@ -23,8 +23,8 @@ use tch::{Device, Kind};
 /// The techniques of all pipelines. "The denoiser" is the UNet of Stable Diffusion and the transformer of FLUX.1.
 pub trait PipelineMixin: Parts {
     /// Has one model at a time on `device`, the others on the CPU, in the order of
-    /// [`Parts::models`]. At the end of a call all are on the CPU. Other offloading is
-    /// switched off first.
+    /// [`Parts::models`]. At the end of a call all are on the CPU. A safety checker goes to `device` for good. Other
+    /// offloading is switched off first.
     ///
     /// On a CUDA device this was not yet run; with [`Device::Cpu`] it changes nothing but the log.
     ///
@@ -34,14 +34,14 @@ pub trait PipelineMixin: Parts {
     fn enable_model_cpu_offload(&mut self, device: Device) -> Result<()> {
         self.remove_all_hooks()?;
         self.denoiser("offloading")?;
-        let models = self.models();
+        let (staying, models): (Vec<_>, Vec<_>) = self.models().into_iter().partition(|model| model.stays);
         let models: Vec<_> = models.iter().map(|model| (model.name, &model.node)).collect();
         *self.model_offload_mut() = Some(ModelOffload::new(&models, device)?);
-        Ok(())
+        to_device(&staying, device)
     }
 
     /// Has each layer's weights on `device` for the time of the layer's own work: the least memory, and the most
-    /// copying. Other offloading is switched off first.
+    /// copying. A safety checker goes to `device` for good. Other offloading is switched off first.
     ///
     /// On a CUDA device this was not yet run; with [`Device::Cpu`] it changes nothing but the log.
     ///
@@ -51,14 +51,15 @@ pub trait PipelineMixin: Parts {
     fn enable_sequential_cpu_offload(&mut self, device: Device) -> Result<()> {
         self.remove_all_hooks()?;
         self.denoiser("offloading")?;
-        let models = self.models();
+        let (staying, models): (Vec<_>, Vec<_>) = self.models().into_iter().partition(|model| model.stays);
         if let Some(PipelineModel { name, .. }) = models.iter().find(|model| model.node.device() != Device::Cpu) {
             return Err(Error::Argument(format!(
                 "`{name}` was moved from the CPU, where sequential offloading keeps the weights: \
                  move the pipeline to the CPU first, or load it there"
             )));
         }
-        models.iter().try_for_each(|model| apply_sequential_offloading(&model.node, device))
+        models.iter().try_for_each(|model| apply_sequential_offloading(&model.node, device))?;
+        to_device(&staying, device)
     }
 
     /// Group offloading for all models but those named in `exclude_modules`, which go to the onload device for good.
@@ -327,6 +328,10 @@ fn fuse<P: Parts + ?Sized>(pipe: &P, [denoiser, vae]: [bool; 2], fused: bool) ->
         set_fused_projections(pipe.autoencoder().node(), fused);
     }
     Ok(())
+}
+
+fn to_device(models: &[PipelineModel], device: Device) -> Result<()> {
+    models.iter().try_for_each(|model| model.node.to_device(device).map_err(|error| error.within(model.name)))
 }
 
 /// What is offloaded cannot be moved: the hooks would take it where it belongs once more.

@@ -38,6 +38,12 @@ impl ModelIndex {
         self.map.get(name)?.get(1)?.as_str()
     }
 
+    /// What the index says of the pipeline as a whole, such as `requires_safety_checker`; none if it does not.
+    #[must_use]
+    pub fn flag(&self, name: &str) -> Option<bool> {
+        self.map.get(name)?.as_bool()
+    }
+
     /// Holds the component to one of the classes that are supported.
     ///
     /// # Errors

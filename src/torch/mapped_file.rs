@@ -89,6 +89,23 @@ impl MappedTensor {
         Self { shape: shape.to_vec(), ..self.clone() }
     }
 
+    /// The tensors of as many rows each that lie below each other in this one; none if they do not divide.
+    #[must_use]
+    pub fn split_rows(&self, parts: usize) -> Option<Vec<Self>> {
+        let (first, rest) = self.shape.split_first()?;
+        let (rows, whole) = (usize::try_from(*first).ok()?, self.len());
+        if parts == 0 || rows % parts != 0 {
+            return None;
+        }
+        let shape = [&[(rows / parts) as i64], rest].concat();
+        let part = |number: usize| Self {
+            offset: self.offset + number * (whole / parts),
+            shape: shape.clone(),
+            ..self.clone()
+        };
+        Some((0..parts).map(part).collect())
+    }
+
     /// Its length in bytes.
     fn len(&self) -> usize {
         self.shape.iter().map(|&side| side as usize).product::<usize>() * self.kind.elt_size_in_bytes()

@@ -17,6 +17,7 @@ mod memory_pipelines;
 mod offloading;
 mod pipeline;
 mod resnet;
+mod safety;
 mod schedulers;
 mod shards;
 mod single_file;

@@ -2,6 +2,7 @@
 
 from tch_diffusers.models.autoencoder_kl import AutoencoderKL, AutoencoderKLOutput, DecoderOutput
 from tch_diffusers.models.clip import CLIPTextModel, CLIPTextModelOutput
+from tch_diffusers.models.clip_image_processor import CLIPImageProcessor
 from tch_diffusers.models.clip_tokenizer import CLIPTokenizer
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.models.t5 import T5EncoderModel, T5EncoderModelOutput
@@ -12,6 +13,7 @@ from tch_diffusers.models.unet_2d_condition import UNet2DConditionModel, UNet2DC
 __all__ = [
     "AutoencoderKL",
     "AutoencoderKLOutput",
+    "CLIPImageProcessor",
     "CLIPTextModel",
     "CLIPTextModelOutput",
     "CLIPTokenizer",

@@ -273,7 +273,7 @@ class ModelMixin(Module, ConfigMixin):
         if kwargs:
             raise TypeError(f"{cls.__name__}.from_pretrained takes no {', '.join(kwargs)}")
         chosen = dtype if dtype is not None else torch_dtype
-        of_transformers = cls.__name__.startswith(("CLIP", "T5"))
+        of_transformers = cls.__name__.startswith(("CLIP", "T5", "StableDiffusionSafetyChecker"))
         folder = model_folder(pretrained_model_name_or_path, of_transformers, subfolder, variant, **hub)
         loading = {
             "folder": folder,

@@ -2,6 +2,7 @@
 
 from tch_diffusers.pipelines.flux import FluxPipeline, FluxPipelineOutput
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from tch_diffusers.pipelines.safety_checker import StableDiffusionSafetyChecker
 from tch_diffusers.pipelines.stable_diffusion import StableDiffusionPipeline, StableDiffusionPipelineOutput
 from tch_diffusers.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from tch_diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
@@ -14,4 +15,5 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionSafetyChecker",
 ]

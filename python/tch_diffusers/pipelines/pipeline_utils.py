@@ -15,13 +15,19 @@ import torch
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.configuration_utils import ConfigMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
-from tch_diffusers.utils import logger
 from tch_diffusers.utils.hub import HUB_ARGUMENTS, pipeline_folder
 
 __all__ = ["DiffusionPipeline"]
 
 Self = TypeVar("Self", bound="DiffusionPipeline")
 
+# Where diffusers looks for the classes of components that are not its own models or schedulers.
+_LIBRARIES = {
+    "text_encoder": "transformers",
+    "tokenizer": "transformers",
+    "feature_extractor": "transformers",
+    "safety_checker": "stable_diffusion",
+}
 _PIPELINES: dict[str, type[DiffusionPipeline]] = {}
 
 
@@ -45,6 +51,7 @@ class DiffusionPipeline(ConfigMixin):
 
     config_name = "model_index.json"
     model_cpu_offload_seq: str = ""
+    _exclude_from_cpu_offload: list[str] = []
     _component_classes: dict[str, Any] = {}
     _progress_bar_config: dict[str, Any]
 
@@ -87,6 +94,8 @@ class DiffusionPipeline(ConfigMixin):
             raise TypeError(f"{pipeline.__name__}.from_pretrained takes no {', '.join(kwargs)}")
         chosen = dtype if dtype is not None else torch_dtype
         components = pipeline._load(folder, index, given, chosen, variant)
+        if "requires_safety_checker" in index:
+            options.setdefault("requires_safety_checker", index["requires_safety_checker"])
         loaded = pipeline(**components, **options)
         loaded.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return loaded  # type: ignore[return-value]
@@ -102,6 +111,8 @@ class DiffusionPipeline(ConfigMixin):
         dtype = kwargs.pop("dtype", None) or given
         # Differs from diffusers: there, without a dtype, the models of both pipelines are cast to float32.
         options = {name: kwargs.pop(name) for name in ("requires_safety_checker",) if name in kwargs}
+        if "requires_safety_checker" in pipeline.config:
+            options.setdefault("requires_safety_checker", pipeline.config["requires_safety_checker"])
         unknown = set(kwargs) - set(cls._component_classes)
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pipe takes no {', '.join(sorted(unknown))}")
@@ -149,10 +160,8 @@ class DiffusionPipeline(ConfigMixin):
             if name in given or named is None:
                 continue
             if named not in classes:
-                if name == "safety_checker":
-                    logger.warning("the safety checker of %s is not run: there is none yet", folder)
-                    continue
-                if not classes:
+                # A feature extractor is of no use but to a safety checker.
+                if not classes or (name == "feature_extractor" and components.get("safety_checker") is None):
                     continue
                 raise NotImplementedError(f"{folder}: `{name}` is a {named}; supported is {' or '.join(classes)}")
             loader = classes[named]
@@ -252,8 +261,9 @@ class DiffusionPipeline(ConfigMixin):
                     raise NotImplementedError(f"`{name}` is a {type(part).__name__}, which cannot be saved")
                 index[name] = [None, None]
                 continue
-            library = "transformers" if name.startswith(("text_encoder", "tokenizer")) else "diffusers"
-            index[name] = [library, type(part).__name__]
+            of_transformers = name.startswith(("text_encoder", "tokenizer"))
+            library = _LIBRARIES.get(name, "transformers" if of_transformers else "diffusers")
+            index[name] = [library, type(part).__name__.removesuffix("Pil")]
             if isinstance(part, torch.nn.Module):
                 sized = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
                 saved: Any = part
@@ -270,7 +280,9 @@ class DiffusionPipeline(ConfigMixin):
         """Has one model at a time on the device, the others on the CPU."""
         self.remove_all_hooks()
         models = [(name, model._node) for name, model in self._offloaded().items()]
-        self._model_offload = _tch_diffusers.ModelOffload(models, str(execution_device(gpu_id, device)))
+        target = execution_device(gpu_id, device)
+        self._model_offload = _tch_diffusers.ModelOffload(models, str(target))
+        self._move_excluded(target)
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """Has each layer's weights on the device for the time of the layer's own work: the least memory, and the slowest."""
@@ -279,6 +291,14 @@ class DiffusionPipeline(ConfigMixin):
         for model in self._offloaded().values():
             model.to("cpu")
             _tch_diffusers.apply_sequential_offloading(model._node, str(target))
+        self._move_excluded(target)
+
+    def _move_excluded(self, device: torch.device) -> None:
+        """What stays on the device, though other models are offloaded."""
+        for name in self._exclude_from_cpu_offload:
+            part = self.components.get(name)
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
 
     def enable_group_offload(
         self,
@@ -295,7 +315,8 @@ class DiffusionPipeline(ConfigMixin):
     ) -> None:
         """Has weights come to the onload device in groups, for all models but `exclude_modules`, which go there for good."""
         excluded = [exclude_modules] if isinstance(exclude_modules, str) else list(exclude_modules or [])
-        models = self._offloaded()
+        own = {name: self.components.get(name) for name in self._exclude_from_cpu_offload}
+        models = {**self._offloaded(), **{name: part for name, part in own.items() if isinstance(part, ModelMixin)}}
         unknown = [name for name in excluded if name not in models]
         if unknown:
             raise ValueError(f"the pipeline has no model {', '.join(unknown)}: it has {', '.join(models)}")

@@ -127,4 +127,4 @@ class StableDiffusionPipeline(StableDiffusionBase):
         tensors = {"latents": latents, "prompt_embeds": embeds, "negative_prompt_embeds": negative}
         total = len(steps) if timesteps or sigmas else None
         latents = self._denoise(tensors, steps, num_inference_steps, generator, eta, callbacks, total)
-        return self._finish(self._pictures(latents, output_type), return_dict)
+        return self._finish(*self._pictures(latents, output_type, embeds.dtype), return_dict)

@@ -19,15 +19,19 @@ from tch_diffusers import _tch_diffusers, schedulers
 from tch_diffusers.configuration_utils import FrozenDict
 from tch_diffusers.image_processor import VaeImageProcessor
 from tch_diffusers.loaders import StableDiffusionLoraLoaderMixin
-from tch_diffusers.models import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
+from tch_diffusers.models import AutoencoderKL, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from tch_diffusers.pipelines.safety_checker import StableDiffusionSafetyChecker
+from tch_diffusers.pipelines.single_file import MODELS, SingleFile
 from tch_diffusers.schedulers import SchedulerMixin
 from tch_diffusers.utils import BaseOutput, Generators, generators_of, logger, randn_tensor
+from tch_diffusers.utils.hub import HUB_ARGUMENTS
 from tch_diffusers.utils.lora import lora_scale_of, scaled
 
 __all__ = ["StableDiffusionBase", "StableDiffusionPipelineOutput"]
 
+FEATURE_EXTRACTORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 SCHEDULERS = tuple(getattr(schedulers, name) for name in schedulers.__all__ if name.endswith("Scheduler"))
 
 
@@ -59,14 +63,15 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """The components of Stable Diffusion, and all that is done with them but for the calls."""
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
+    _exclude_from_cpu_offload = ["safety_checker"]
     _component_classes = {
         "vae": {"AutoencoderKL": AutoencoderKL},
         "text_encoder": {"CLIPTextModel": CLIPTextModel},
         "tokenizer": {"CLIPTokenizer": CLIPTokenizer, "CLIPTokenizerFast": CLIPTokenizer},
         "unet": {"UNet2DConditionModel": UNet2DConditionModel},
         "scheduler": {scheduler.__name__: scheduler for scheduler in SCHEDULERS},
-        "safety_checker": {},
-        "feature_extractor": {},
+        "safety_checker": {"StableDiffusionSafetyChecker": StableDiffusionSafetyChecker},
+        "feature_extractor": {name: CLIPImageProcessor for name in FEATURE_EXTRACTORS},
         "image_encoder": {},
     }
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -85,8 +90,13 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        if safety_checker is not None:
-            raise NotImplementedError("a safety checker is not run: leave `safety_checker` at None, and look by yourself")
+        if safety_checker is None and requires_safety_checker:
+            logger.warning(
+                "there is no safety checker, though this model asks for one: the pictures are not looked at. Mind the licence "
+                "of Stable Diffusion, and show no unfiltered pictures in public"
+            )
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("a safety checker needs a `feature_extractor`: pass one, or `safety_checker=None`")
         self.register_to_config(requires_safety_checker=requires_safety_checker)
         self.register_modules(
             vae=vae,
@@ -94,7 +104,7 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             tokenizer=tokenizer,
             unet=unet,
             scheduler=_up_to_date(scheduler, *self._outdated_option),
-            safety_checker=None,
+            safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
@@ -104,6 +114,51 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self._cross_attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        prediction_type: str | None = None,
+        image_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Reads a checkpoint of Stable Diffusion 1.x or 2.x in one safetensors file.
+
+        The library knows the configurations, and the tokenizer comes from the Hub; `config`, a folder or repository in
+        diffusers' format, has both. A file of Stable Diffusion 2.x for 512 pixels looks like one for 768: it needs
+        `prediction_type="epsilon"` and `image_size=512`. A component that is passed in is not read; there is no safety
+        checker but one that is passed in.
+        """
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
+        parts = {name: kwargs.pop(name) for name in list(kwargs) if name in cls._component_classes}
+        options = {name: kwargs.pop(name) for name in ("requires_safety_checker",) if name in kwargs}
+        if kwargs:
+            raise TypeError(f"{cls.__name__}.from_single_file takes no {', '.join(kwargs)}")
+        file = SingleFile(pretrained_model_link_or_path, config, hub)
+        if image_size is not None:
+            file.configs["unet"]["sample_size"] = image_size // 8
+        cast = dtype or torch_dtype or torch.float32
+        for name in MODELS:
+            if name not in parts:
+                (model,) = cls._component_classes[name].values()
+                parts[name] = model.from_config(file.configs[name], file.weights(name, cast))
+        if "scheduler" not in parts:
+            told = {} if prediction_type is None else {"prediction_type": prediction_type}
+            named = file.configs["scheduler"].get("_class_name")
+            if named not in cls._component_classes["scheduler"]:
+                raise NotImplementedError(f"the scheduler is a {named}, which is not there")
+            parts["scheduler"] = cls._component_classes["scheduler"][named].from_config(file.configs["scheduler"], **told)
+        if "tokenizer" not in parts:
+            parts["tokenizer"] = file.tokenizer()
+        if "feature_extractor" not in parts:
+            parts["feature_extractor"] = file.feature_extractor()
+        options.setdefault("requires_safety_checker", file.requires_safety_checker)
+        return cls(**parts, **options)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "unet":
@@ -493,15 +548,28 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         last: torch.Tensor = tensors["latents"]
         return last
 
-    def _pictures(self, latents: torch.Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return latents
-        decoded = _first(self.vae.decode(latents / self.vae.config.scaling_factor))
-        return self.image_processor.postprocess(decoded, output_type)
+    def run_safety_checker(
+        self, image: torch.Tensor, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, list[bool] | None]:
+        """The pictures that the VAE decoded, of which the safety checker blackened some, and which; none without one."""
+        if self.safety_checker is None:
+            return image, None
+        shown = self.image_processor.postprocess(image, "pil")
+        clip_input = self.feature_extractor(shown, return_tensors="pt").pixel_values.to(device).to(dtype)
+        checked, flags = self.safety_checker(images=image, clip_input=clip_input)
+        return checked, [bool(flag) for flag in flags]
 
-    def _finish(self, image: Any, return_dict: bool) -> Any:
+    def _pictures(self, latents: torch.Tensor, output_type: str, dtype: torch.dtype) -> tuple[Any, list[bool] | None]:
+        if output_type == "latent":
+            return latents, None
+        decoded = _first(self.vae.decode(latents / self.vae.config.scaling_factor))
+        checked, flags = self.run_safety_checker(decoded, self._execution_device, dtype)
+        brought = None if flags is None else [not flag for flag in flags]
+        return self.image_processor.postprocess(checked, output_type, brought), flags
+
+    def _finish(self, image: Any, flags: list[bool] | None, return_dict: bool) -> Any:
         self.maybe_free_model_hooks()
-        return StableDiffusionPipelineOutput(image) if return_dict else (image, None)
+        return StableDiffusionPipelineOutput(image, flags) if return_dict else (image, flags)
 
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, Any]:
         """What this scheduler's `step` takes beside output, timestep and sample."""
@@ -536,7 +604,7 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return torch.nn.functional.pad(embedding, (0, embedding_dim % 2))
 
     def _saved_options(self) -> dict[str, Any]:
-        return {"requires_safety_checker": False}
+        return {"requires_safety_checker": bool(self.config.requires_safety_checker)}
 
 
 def retrieve_timesteps(

@@ -146,4 +146,4 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
         latents = self.prepare_latents(pixels, steps[:1].repeat(batch), batch, 1, embeds.dtype, device, generator)
         tensors = {"latents": latents, "prompt_embeds": embeds, "negative_prompt_embeds": negative}
         latents = self._denoise(tensors, steps, left, generator, eta, callbacks)
-        return self._finish(self._pictures(latents, output_type), return_dict)
+        return self._finish(*self._pictures(latents, output_type, embeds.dtype), return_dict)

@@ -285,10 +285,10 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
 
         ways: dict[str, Any] = {"beside": beside} if sees_mask else {"blend": blend}
         latents = self._denoise(tensors, steps, left, generator, eta, callbacks, **ways)
-        pictures = self._pictures(latents, output_type)
+        pictures, flags = self._pictures(latents, output_type, embeds.dtype)
         if region is not None:
             pictures = [self.image_processor.apply_overlay(mask_image, image, one, region) for one in pictures]
-        return self._finish(pictures, return_dict)
+        return self._finish(pictures, flags, return_dict)
 
 
 def _repeat(name: str, batch: torch.Tensor, size: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ use tch::Device;
 use tch_diffusers::configuration_utils::{ConfigMap, from_map, read_json};
 use tch_diffusers::loaders::{Checkpoint, CheckpointReport, LoadOptions, SafetensorsHeader};
 use tch_diffusers::{
-    AutoencoderKL, CLIPTextModel, Error, FluxTransformer2DModel, ModelMixin, Result, T5EncoderModel,
-    UNet2DConditionModel,
+    AutoencoderKL, CLIPTextModel, Error, FluxTransformer2DModel, ModelMixin, Result, StableDiffusionSafetyChecker,
+    T5EncoderModel, UNet2DConditionModel,
 };
 
 /// What is known of a component.
@@ -86,8 +86,11 @@ impl Component {
 
     fn weights(&mut self, folder: &Path, variant: Option<&str>) {
         let of_transformers = match &self.library {
-            Some(library) => library == "transformers",
-            None => self.class.starts_with("CLIP") || self.class.starts_with("T5"),
+            // A safety checker is a class of diffusers that transformers loads.
+            Some(library) => ["transformers", "stable_diffusion"].contains(&library.as_str()),
+            None => ["CLIP", "T5", StableDiffusionSafetyChecker::CLASS_NAME]
+                .iter()
+                .any(|start| self.class.starts_with(start)),
         };
         let files = match weight_files(folder, variant, of_transformers) {
             Ok(files) => files,
@@ -116,6 +119,7 @@ impl Component {
             UNet2DConditionModel::CLASS_NAME => compare::<UNet2DConditionModel>(folder, &files),
             AutoencoderKL::CLASS_NAME => compare::<AutoencoderKL>(folder, &files),
             CLIPTextModel::CLASS_NAME => compare::<CLIPTextModel>(folder, &files),
+            StableDiffusionSafetyChecker::CLASS_NAME => compare::<StableDiffusionSafetyChecker>(folder, &files),
             FluxTransformer2DModel::CLASS_NAME => compare::<FluxTransformer2DModel>(folder, &files),
             T5EncoderModel::CLASS_NAME => compare::<T5EncoderModel>(folder, &files),
             _ => return,

@@ -10,6 +10,7 @@ mod shadow;
 mod text;
 mod unet;
 mod vae;
+mod vision;
 mod weights;
 
 pub(crate) use blocks::Options;
@@ -18,6 +19,7 @@ pub(crate) use shadow::{Arena, Shadow};
 pub(crate) use text::text_encoder;
 pub(crate) use unet::unet;
 pub(crate) use vae::{Decoding, decode};
+pub(crate) use vision::vision_model;
 pub use weights::{WeightMemory, weight_memory};
 pub(crate) use weights::{cast_saving, offload_saving, persistent, uses_attention_slicing};
 

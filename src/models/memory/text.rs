@@ -29,7 +29,7 @@ pub(crate) fn text_encoder(model: &CLIPTextModel, arena: &Rc<Arena>, batch: i64,
     layer_norm(&child(node, "final_layer_norm")?, &hidden_states, false)
 }
 
-fn encoder_layer(node: &Node, input: &Shadow, heads: i64, activation: Activation) -> Result<Shadow> {
+pub(super) fn encoder_layer(node: &Node, input: &Shadow, heads: i64, activation: Activation) -> Result<Shadow> {
     let _visit = input.arena().enter(node);
     let attended = {
         let normed = layer_norm(&child(node, "layer_norm1")?, input, false)?;

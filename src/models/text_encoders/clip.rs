@@ -4,7 +4,7 @@
 //! Radford et al. 2021, arXiv:2103.00020.
 
 use super::clip_config::CLIPTextConfig;
-use super::clip_encoder::{CLIPEncoderLayer, CLIPTextEmbeddings, CausalMask};
+use super::clip_encoder::{CLIPEncoderLayer, CLIPTextEmbeddings, Visible};
 use crate::error::{Error, Result};
 use crate::loaders::KeyMap;
 use crate::models::ModelMixin;
@@ -61,9 +61,9 @@ impl CLIPTextModel {
     pub fn new(config: CLIPTextConfig, scope: Scope<'_>) -> Result<Self> {
         let eos_token_id = config.eos()?;
         let embeddings = CLIPTextEmbeddings::new(&scope / "embeddings", &config)?;
-        let encoder = &scope / "encoder" / "layers";
+        let (encoder, of_layer) = (&scope / "encoder" / "layers", config.layer()?);
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| CLIPEncoderLayer::new(&encoder / layer, &config))
+            .map(|layer| CLIPEncoderLayer::new(&encoder / layer, &of_layer))
             .collect::<Result<_>>()?;
         let final_layer_norm = LayerNorm::new(&scope / "final_layer_norm", config.hidden_size, config.layer_norm_eps)?;
         Ok(Self { node: scope.finish::<Self>(), config, embeddings, layers, final_layer_norm, eos_token_id })
@@ -165,7 +165,7 @@ impl CLIPTextModel {
         record: impl Fn(&Tensor),
     ) -> Result<Tensor> {
         let mut hidden_states = self.embeddings.forward(input_ids)?;
-        let mask = CausalMask::new(&hidden_states, attention_mask)?;
+        let mask = Visible::causal(&hidden_states, attention_mask)?;
         record(&hidden_states);
         for layer in self.layers.iter().take(layers) {
             hidden_states = layer.forward(&hidden_states, &mask)?;

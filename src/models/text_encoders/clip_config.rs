@@ -2,6 +2,7 @@
 //!
 //! Mirrors `CLIPTextConfig` of `transformers/models/clip/configuration_clip.py` at 5.23.
 
+use super::clip_encoder::CLIPLayerConfig;
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
 use crate::nn::Activation;
@@ -67,13 +68,15 @@ impl Default for CLIPTextConfig {
 }
 
 impl CLIPTextConfig {
-    /// The width of one head.
-    pub(super) fn head_dim(&self) -> Result<i64> {
-        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
-        if heads < 1 || hidden < 1 || hidden % heads != 0 {
-            return Err(Error::Config(format!("`hidden_size` {hidden} is no multiple of {heads} attention heads")));
-        }
-        Ok(hidden / heads)
+    /// What each layer is built from.
+    pub(super) fn layer(&self) -> Result<CLIPLayerConfig> {
+        Ok(CLIPLayerConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_attention_heads: self.num_attention_heads,
+            activation: self.activation()?,
+            layer_norm_eps: self.layer_norm_eps,
+        })
     }
 
     pub(crate) fn activation(&self) -> Result<Activation> {
@@ -102,7 +105,10 @@ mod tests {
             }"#,
         )
         .unwrap();
-        assert_eq!((config.hidden_size, config.head_dim().unwrap(), config.eos().unwrap()), (768, 64, 2));
+        assert_eq!(
+            (config.hidden_size, config.layer().unwrap().head_dim().unwrap(), config.eos().unwrap()),
+            (768, 64, 2)
+        );
         assert_eq!(config.activation().unwrap(), Activation::QuickGelu);
         assert!(!config.use_attention_mask);
     }
@@ -110,7 +116,7 @@ mod tests {
     #[test]
     fn heads_that_do_not_fit_are_refused() {
         let config = CLIPTextConfig { num_attention_heads: 7, ..CLIPTextConfig::default() };
-        let error = config.head_dim().unwrap_err();
+        let error = config.layer().unwrap().head_dim().unwrap_err();
         assert_eq!(error.to_string(), "`hidden_size` 512 is no multiple of 7 attention heads");
         assert!(matches!(error, Error::Config(_)));
     }

@@ -1,4 +1,4 @@
-//! The layers of CLIP's text transformer.
+//! The layers of CLIP's transformers, of texts and of pictures.
 //!
 //! Mirrors `CLIPTextEmbeddings`, `CLIPAttention`, `CLIPMLP` and `CLIPEncoderLayer` of
 //! `transformers/models/clip/modeling_clip.py` at 5.23, on its default path (`sdpa`).
@@ -12,19 +12,19 @@ use tch::{Kind, Tensor};
 
 /// One learned vector for each position.
 #[derive(Debug)]
-struct PositionEmbedding {
+pub(in crate::models) struct PositionEmbedding {
     node: Node,
     weight: Param,
 }
 
 impl PositionEmbedding {
-    fn new(scope: Scope<'_>, positions: i64, dim: i64) -> Result<Self> {
+    pub(in crate::models) fn new(scope: Scope<'_>, positions: i64, dim: i64) -> Result<Self> {
         let weight = scope.param("weight", &[positions, dim])?;
         Ok(Self { node: scope.finish::<Self>(), weight })
     }
 
     /// Adds the first rows of the table. A slice holds the very numbers that a look-up of 0, 1, 2 ... would gather.
-    fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
+    pub(in crate::models) fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
             let (_, tokens, _) = hidden_states.size3()?;
             Ok([hidden_states.f_add(&self.weight.get().f_narrow(0, 0, tokens)?)?])
@@ -94,20 +94,43 @@ impl Module for CLIPTextEmbeddings {
     }
 }
 
-/// Which earlier tokens each token sees.
+/// What a layer of CLIP is built from, whether it reads texts or pictures.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::models) struct CLIPLayerConfig {
+    pub(in crate::models) hidden_size: i64,
+    pub(in crate::models) intermediate_size: i64,
+    pub(in crate::models) num_attention_heads: i64,
+    pub(in crate::models) activation: Activation,
+    pub(in crate::models) layer_norm_eps: f64,
+}
+
+impl CLIPLayerConfig {
+    /// The width of one head.
+    pub(in crate::models) fn head_dim(&self) -> Result<i64> {
+        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+        if heads < 1 || hidden < 1 || hidden % heads != 0 {
+            return Err(Error::Config(format!("`hidden_size` {hidden} is no multiple of {heads} attention heads")));
+        }
+        Ok(hidden / heads)
+    }
+}
+
+/// Which tokens each token sees.
 #[derive(Debug)]
-pub(super) enum CausalMask {
-    /// All of them. The kernel knows this mask by a flag.
-    Flag,
+pub(in crate::models) enum Visible {
+    /// All of them, as the patches of a picture do.
+    All,
+    /// All earlier ones. The kernel knows this mask by a flag.
+    Earlier,
     /// Those that hold true here, `[batch, 1, tokens, tokens]`.
     Explicit(Tensor),
 }
 
-impl CausalMask {
+impl Visible {
     /// The mask for hidden states `[batch, tokens, ..]`, of which `attention_mask` `[batch, tokens]` switches off the
     /// tokens where it is zero. As in transformers, a mask without zeros is no mask: the flag keeps all kernels open.
-    pub(super) fn new(hidden_states: &Tensor, attention_mask: Option<&Tensor>) -> Result<Self> {
-        let Some(attention_mask) = attention_mask else { return Ok(Self::Flag) };
+    pub(super) fn causal(hidden_states: &Tensor, attention_mask: Option<&Tensor>) -> Result<Self> {
+        let Some(attention_mask) = attention_mask else { return Ok(Self::Earlier) };
         let (batch, tokens, _) = hidden_states.size3()?;
         if attention_mask.size() != [batch, tokens] {
             let (mask, ids) = (attention_mask.size(), [batch, tokens]);
@@ -116,7 +139,7 @@ impl CausalMask {
         let device = hidden_states.device();
         let attention_mask = attention_mask.f_to_device(device)?.f_to_kind(Kind::Bool)?;
         if attention_mask.f_all()?.f_int64_value(&[])? != 0 {
-            return Ok(Self::Flag);
+            return Ok(Self::Earlier);
         }
         let causal = Tensor::f_ones([tokens, tokens], (Kind::Bool, device))?.f_tril(0)?;
         let visible = causal.f_logical_and(&attention_mask.f_view([batch, 1, 1, tokens])?)?;
@@ -136,7 +159,7 @@ struct CLIPAttention {
 }
 
 impl CLIPAttention {
-    fn new(scope: Scope<'_>, config: &CLIPTextConfig) -> Result<Self> {
+    fn new(scope: Scope<'_>, config: &CLIPLayerConfig) -> Result<Self> {
         let dim = config.hidden_size;
         let linear = |name| Linear::new(&scope / name, dim, dim, true);
         let (k_proj, v_proj) = (linear("k_proj")?, linear("v_proj")?);
@@ -146,15 +169,16 @@ impl CLIPAttention {
         Ok(Self { node: scope.finish::<Self>(), q_proj, k_proj, v_proj, out_proj, heads, scale })
     }
 
-    fn forward(&self, hidden_states: &Tensor, mask: &CausalMask) -> Result<Tensor> {
+    fn forward(&self, hidden_states: &Tensor, visible: &Visible) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
             let query = self.q_proj.forward(hidden_states)?.split_heads(self.heads)?;
             let key = self.k_proj.forward(hidden_states)?.split_heads(self.heads)?;
             let value = self.v_proj.forward(hidden_states)?.split_heads(self.heads)?;
-            let (mask, is_causal) = match mask {
+            let (mask, is_causal) = match visible {
+                Visible::All => (None, false),
                 // One token sees itself alone, whatever the flag says; transformers then leaves it off.
-                CausalMask::Flag => (None, query.size4()?.2 > 1),
-                CausalMask::Explicit(mask) => (Some(mask), false),
+                Visible::Earlier => (None, query.size4()?.2 > 1),
+                Visible::Explicit(mask) => (Some(mask), false),
             };
             let attended =
                 Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask, 0.0, is_causal, self.scale, false)?;
@@ -180,10 +204,10 @@ struct CLIPMLP {
 }
 
 impl CLIPMLP {
-    fn new(scope: Scope<'_>, config: &CLIPTextConfig) -> Result<Self> {
+    fn new(scope: Scope<'_>, config: &CLIPLayerConfig) -> Result<Self> {
         let fc1 = Linear::new(&scope / "fc1", config.hidden_size, config.intermediate_size, true)?;
         let fc2 = Linear::new(&scope / "fc2", config.intermediate_size, config.hidden_size, true)?;
-        Ok(Self { node: scope.finish::<Self>(), fc1, fc2, activation_fn: config.activation()? })
+        Ok(Self { node: scope.finish::<Self>(), fc1, fc2, activation_fn: config.activation })
     }
 
     fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
@@ -203,7 +227,7 @@ impl Module for CLIPMLP {
 
 /// Attention and MLP, each after a norm and beside a residual.
 #[derive(Debug)]
-pub(super) struct CLIPEncoderLayer {
+pub(in crate::models) struct CLIPEncoderLayer {
     node: Node,
     self_attn: CLIPAttention,
     layer_norm1: LayerNorm,
@@ -212,7 +236,7 @@ pub(super) struct CLIPEncoderLayer {
 }
 
 impl CLIPEncoderLayer {
-    pub(super) fn new(scope: Scope<'_>, config: &CLIPTextConfig) -> Result<Self> {
+    pub(in crate::models) fn new(scope: Scope<'_>, config: &CLIPLayerConfig) -> Result<Self> {
         let self_attn = CLIPAttention::new(&scope / "self_attn", config)?;
         let layer_norm1 = LayerNorm::new(&scope / "layer_norm1", config.hidden_size, config.layer_norm_eps)?;
         let mlp = CLIPMLP::new(&scope / "mlp", config)?;
@@ -220,9 +244,9 @@ impl CLIPEncoderLayer {
         Ok(Self { node: scope.finish::<Self>(), self_attn, layer_norm1, mlp, layer_norm2 })
     }
 
-    pub(super) fn forward(&self, hidden_states: &Tensor, mask: &CausalMask) -> Result<Tensor> {
+    pub(in crate::models) fn forward(&self, hidden_states: &Tensor, visible: &Visible) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
-            let attended = self.self_attn.forward(&self.layer_norm1.forward(hidden_states)?, mask)?;
+            let attended = self.self_attn.forward(&self.layer_norm1.forward(hidden_states)?, visible)?;
             let hidden_states = hidden_states.f_add(&attended)?;
             let transformed = self.mlp.forward(&self.layer_norm2.forward(&hidden_states)?)?;
             Ok([hidden_states.f_add(&transformed)?])

@@ -16,6 +16,7 @@ mod t5_tokenizer;
 
 pub use clip::{CLIPTextModel, CLIPTextModelOutput, CLIPTextModelWithProjection, CLIPTextModelWithProjectionOutput};
 pub use clip_config::CLIPTextConfig;
+pub(in crate::models) use clip_encoder::{CLIPEncoderLayer, CLIPLayerConfig, PositionEmbedding, Visible};
 pub use clip_tokenizer::{CLIPTokenizer, TextInputs};
 pub use t5::T5EncoderModel;
 pub use t5_config::T5Config;

@@ -12,7 +12,7 @@ use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
 use crate::nn::LoraScale;
 use crate::pipelines::generators::Generators;
-use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
+use crate::pipelines::memory_report::{CHECK, DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::torch::{Generator, NumberExt};
 use tch::Tensor;
@@ -22,6 +22,9 @@ use tch::Tensor;
 pub struct StableDiffusionPipelineOutput {
     /// The pictures, in the form that was asked for.
     pub images: Images,
+    /// Whether each picture was found to show what it should not, and is black therefore; none where nobody looked: without
+    /// a safety checker, and for latents.
+    pub nsfw_content_detected: Option<Vec<bool>>,
 }
 
 /// A call of a Stable Diffusion pipeline under way; its methods are named as the arguments of `__call__`.
@@ -174,9 +177,10 @@ impl<T: Task> StableDiffusionCall<'_, T> {
     pub fn run(mut self) -> Result<StableDiffusionPipelineOutput> {
         let _no_grad = tch::no_grad_guard();
         let _scale = LoraScale::new(self.arguments.cross_attention_kwargs.scale);
+        // What is not come to is not measured: without a safety checker there is no last part.
         let names: &'static [&'static str] = match T::ENCODES_IMAGE {
-            true => &[ENCODE_PROMPT, ENCODE_IMAGE, DENOISE, DECODE],
-            false => &[ENCODE_PROMPT, DENOISE, DECODE],
+            true => &[ENCODE_PROMPT, ENCODE_IMAGE, DENOISE, DECODE, CHECK],
+            false => &[ENCODE_PROMPT, DENOISE, DECODE, CHECK],
         };
         let (mut watch, mut plan) = (Watch::start(self.pipe.device(), names), None);
         let output = self.draw(&mut watch, &mut plan);
@@ -242,6 +246,7 @@ impl<T: Task> StableDiffusionCall<'_, T> {
             device,
             timestep: self.pipe.scheduler.timesteps().get(first).copied().unwrap_or_default(),
         };
+        let kind = setting.kind;
         let start = self.task.start(&setting, generators)?;
         if T::ENCODES_IMAGE {
             watch.end_stage();
@@ -253,12 +258,17 @@ impl<T: Task> StableDiffusionCall<'_, T> {
         let latents = denoise.run(self.pipe, start.latents, prompt_embeds, guidance_scale, generators)?;
         watch.end_stage();
         if output_type == OutputType::Latent {
-            return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents) });
+            return Ok(StableDiffusionPipelineOutput { images: Images::Latent(latents), nsfw_content_detected: None });
         }
         let latents = latents.over(self.pipe.vae.config().scaling_factor)?;
         let image = self.pipe.decode(&latents)?;
-        let images = self.pipe.image_processor.postprocess(&image, output_type)?;
+        if self.pipe.safety_checker.is_some() {
+            watch.end_stage();
+        }
+        let (image, nsfw_content_detected) = self.pipe.run_safety_checker(&image, kind)?;
+        let images = self.pipe.pictures(&image, nsfw_content_detected.as_deref(), output_type)?;
         watch.end_stage();
-        Ok(StableDiffusionPipelineOutput { images: self.task.finish(self.pipe, (height, width), images)? })
+        let images = self.task.finish(self.pipe, (height, width), images)?;
+        Ok(StableDiffusionPipelineOutput { images, nsfw_content_detected })
     }
 }

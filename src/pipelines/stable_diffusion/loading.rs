@@ -1,12 +1,14 @@
 //! `StableDiffusionPipeline::from_pretrained`.
 
-use super::{Components, StableDiffusionPipeline};
+use super::{Components, StableDiffusionPipeline, StableDiffusionSafetyChecker};
 use crate::configuration_utils::{ConfigMap, from_map, read_json};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::image_processor::CLIPImageProcessor;
 use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
+use crate::pipelines::loading::Source;
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -14,7 +16,11 @@ use crate::schedulers::Scheduler;
 pub(in crate::pipelines) const CLASS_NAMES: [&str; 3] =
     ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"];
 
-/// How many models there are.
+/// What `feature_extractor` may be called.
+const FEATURE_EXTRACTORS: [&str; 4] =
+    [CLIPImageProcessor::CLASS_NAME, "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor"];
+
+/// How many models there are beside a safety checker.
 const MODELS: usize = 3;
 
 /// What `from_pretrained` of Stable Diffusion's pipelines may be told; `load` does it. Folders of either kind serve all of
@@ -29,6 +35,10 @@ pub struct PassedComponents {
     tokenizer: Option<CLIPTokenizer>,
     unet: Option<Box<dyn UNet>>,
     scheduler: Option<Box<dyn Scheduler>>,
+    /// Outside: whether anything was said. Inside: whether there is to be one.
+    safety_checker: Option<Option<StableDiffusionSafetyChecker>>,
+    feature_extractor: Option<CLIPImageProcessor>,
+    requires_safety_checker: Option<bool>,
 }
 
 impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
@@ -62,6 +72,24 @@ impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
         self
     }
 
+    /// Uses this safety checker, or with `None` does without: then the folder's is not read.
+    pub fn safety_checker(mut self, safety_checker: Option<StableDiffusionSafetyChecker>) -> Self {
+        self.passed.safety_checker = Some(safety_checker);
+        self
+    }
+
+    /// Uses this feature extractor.
+    pub fn feature_extractor(mut self, feature_extractor: CLIPImageProcessor) -> Self {
+        self.passed.feature_extractor = Some(feature_extractor);
+        self
+    }
+
+    /// Whether the lack of a safety checker is worth a warning; by default what the folder says, and otherwise yes.
+    pub fn requires_safety_checker(mut self, requires_safety_checker: bool) -> Self {
+        self.passed.requires_safety_checker = Some(requires_safety_checker);
+        self
+    }
+
     /// Reads what was not passed in, and puts the pipeline together.
     ///
     /// # Errors
@@ -77,10 +105,13 @@ impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
             ("text_encoder", self.passed.text_encoder.is_some()),
             ("tokenizer", self.passed.tokenizer.is_some()),
             ("scheduler", self.passed.scheduler.is_some()),
+            ("safety_checker", self.passed.safety_checker.is_some()),
+            ("feature_extractor", self.passed.feature_extractor.is_some()),
         ])?;
-        self.check(&self.source.index(&CLASS_NAMES)?)?;
+        let index = self.source.index(&CLASS_NAMES)?;
+        self.check(&index)?;
         let Self { source, passed, .. } = self;
-        let bar = source.progress_bar.start(5, "loading");
+        let bar = source.progress_bar.start(6, "loading");
         let scheduler = passed.scheduler.map_or_else(|| source.scheduler(), Ok)?;
         bar.inc(1);
         let tokenizer = || CLIPTokenizer::from_pretrained(source.folder.join("tokenizer"));
@@ -100,8 +131,29 @@ impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
         };
         bar.inc(1);
         let vae = passed.vae.map_or_else(|| source.model("vae", MODELS), Ok)?;
+        bar.inc(1);
+        let safety_checker = match passed.safety_checker {
+            Some(safety_checker) => safety_checker,
+            None if index.component("safety_checker").is_some() => Some(source.safety_checker()?),
+            None => None,
+        };
+        let feature_extractor = match passed.feature_extractor {
+            Some(feature_extractor) => Some(feature_extractor),
+            None => source.feature_extractor(&index, safety_checker.is_some())?,
+        };
         bar.finish_and_clear();
-        let components = Components { vae, text_encoder, tokenizer, unet, scheduler };
+        let said = passed.requires_safety_checker.or(index.flag("requires_safety_checker"));
+        let requires_safety_checker = said.unwrap_or(true);
+        let components = Components {
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            safety_checker,
+            feature_extractor,
+            requires_safety_checker,
+        };
         let mut pipeline = StableDiffusionPipeline::new(components)?;
         pipeline.progress_bar = source.progress_bar;
         Ok(pipeline.into())
@@ -121,13 +173,44 @@ impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
         if self.passed.tokenizer.is_none() {
             index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
         }
-        if index.component("safety_checker").is_some() {
-            tracing::warn!("the folder's safety checker is not run: this library has none yet");
+        if self.passed.safety_checker.is_none() && index.component("safety_checker").is_some() {
+            index.require("safety_checker", &[StableDiffusionSafetyChecker::CLASS_NAME])?;
         }
         self.source.check_variant(&[
             ("text_encoder", CLIPTextModel::WEIGHTS_STEM),
             ("unet", UNet2DConditionModel::WEIGHTS_STEM),
             ("vae", AutoencoderKL::WEIGHTS_STEM),
         ])
+    }
+}
+
+impl Source {
+    /// Reads the safety checker.
+    fn safety_checker(&self) -> Result<StableDiffusionSafetyChecker> {
+        self.model("safety_checker", MODELS + 1).map_err(|error| match error {
+            Error::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => Error::Config(format!(
+                "{}: there is no such file: the model's safety checker is missing; load the model without one, by \
+                 `safety_checker(None)`, if you can do without",
+                path.display()
+            )),
+            other => other,
+        })
+    }
+
+    /// The folder's feature extractor; none is missed where nobody needs it.
+    fn feature_extractor(&self, index: &ModelIndex, needed: bool) -> Result<Option<CLIPImageProcessor>> {
+        if needed && index.component("feature_extractor").is_some() {
+            index.require("feature_extractor", &FEATURE_EXTRACTORS)?;
+        }
+        let known = index.component("feature_extractor").is_some_and(|class| FEATURE_EXTRACTORS.contains(&class));
+        match CLIPImageProcessor::from_pretrained(self.folder.join("feature_extractor")) {
+            _ if !known => Ok(None),
+            Ok(extractor) => Ok(Some(extractor)),
+            Err(error) if needed => Err(error),
+            Err(error) => {
+                tracing::debug!("the feature extractor is left out: {error}");
+                Ok(None)
+            }
+        }
     }
 }

@@ -4,9 +4,11 @@ use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
 use crate::models::memory::{
     Arena, Decoding, MemoryEstimate, Options, Shadow, StageEstimate, decode, persistent, text_encoder, unet,
+    vision_model,
 };
-use crate::nn::{Module, Node};
-use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_PROMPT};
+use crate::nn::Node;
+use crate::pipelines::Parts;
+use crate::pipelines::memory_report::{CHECK, DECODE, DENOISE, ENCODE_PROMPT};
 use std::rc::Rc;
 use tch::Kind;
 
@@ -66,8 +68,7 @@ impl StableDiffusionPipeline {
             Error::Unsupported("memory cannot be estimated: this pipeline's UNet has no modules".into())
         })?;
         let pictures = plan.prompts * plan.images_per_prompt;
-        let nodes = [self.text_encoder.node(), tree, self.vae.node()];
-        let weights = nodes.iter().map(|node| persistent(node, device, dtype)).sum();
+        let weights = self.models().iter().map(|model| persistent(&model.node, device, dtype)).sum();
         let mut stages = vec![];
         let mut end = |name: &str| stages.push(StageEstimate::new(name, weights, arena.take_peak()));
 
@@ -86,6 +87,11 @@ impl StableDiffusionPipeline {
             // Scaled, shifted and clamped; then scaled, rounded and made bytes.
             drop((image.like(), image.like(), image.like()));
             end(DECODE);
+            if let Some(checker) = &self.safety_checker {
+                let _image = image.like();
+                vision_model(checker.vision_model(), &arena, pictures)?;
+                end(CHECK);
+            }
         }
         Ok(MemoryEstimate::new(device, stages))
     }

@@ -14,6 +14,8 @@ mod parts;
 mod pipeline_stable_diffusion;
 mod pipeline_stable_diffusion_img2img;
 mod pipeline_stable_diffusion_inpaint;
+mod safety;
+mod safety_checker;
 mod share;
 mod single_file;
 mod task;
@@ -28,5 +30,6 @@ pub use lora::{AdapterWeight, CrossAttentionKwargs, FuseLora, LORA_LOADABLE_MODU
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};
 pub use pipeline_stable_diffusion_img2img::{ImageToImage, StableDiffusionImg2ImgCall, StableDiffusionImg2ImgPipeline};
 pub use pipeline_stable_diffusion_inpaint::{Inpainting, StableDiffusionInpaintCall, StableDiffusionInpaintPipeline};
+pub use safety_checker::{SafetyCheckerConfig, SafetyScores, StableDiffusionSafetyChecker};
 pub use single_file::SingleFileLoader;
 pub use task::{TakesSize, TextToImage};

@@ -12,7 +12,9 @@ impl Parts for StableDiffusionPipeline {
         let unet = self.unet.tree().map(|tree| PipelineModel::of_node::<UNet2DConditionModel>("unet", tree));
         let text_encoder = PipelineModel::new("text_encoder", &self.text_encoder);
         let vae = PipelineModel::new("vae", &self.vae);
-        [Some(text_encoder), unet, Some(vae)].into_iter().flatten().collect()
+        let checker = self.safety_checker.as_ref();
+        let checker = checker.map(|checker| PipelineModel::new("safety_checker", checker).staying());
+        [Some(text_encoder), unet, Some(vae), checker].into_iter().flatten().collect()
     }
 
     fn denoiser(&self, technique: &str) -> Result<PipelineModel> {

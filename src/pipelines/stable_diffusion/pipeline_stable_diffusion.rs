@@ -5,12 +5,13 @@
 use super::call::StableDiffusionCall;
 use super::loading::StableDiffusionLoader;
 use super::memory_report::LastCall;
+use super::safety_checker::StableDiffusionSafetyChecker;
 use super::task::TextToImage;
 use super::traced::Traced;
 use crate::configuration_utils::{ConfigMap, write_json};
 use crate::error::{Error, Result};
 use crate::hooks::ModelOffload;
-use crate::image_processor::VaeImageProcessor;
+use crate::image_processor::{CLIPImageProcessor, VaeImageProcessor};
 use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
@@ -38,6 +39,12 @@ pub struct Components {
     pub unet: Box<dyn UNet>,
     /// The noise schedule and its solver.
     pub scheduler: Box<dyn Scheduler>,
+    /// Looks at the pictures, and blackens those that show what they should not; none leaves all as they are.
+    pub safety_checker: Option<StableDiffusionSafetyChecker>,
+    /// Turns pictures into what the safety checker looks at.
+    pub feature_extractor: Option<CLIPImageProcessor>,
+    /// Whether the lack of a safety checker is worth a warning.
+    pub requires_safety_checker: bool,
 }
 
 /// Text to picture with Stable Diffusion 1.x and 2.x.
@@ -64,6 +71,16 @@ pub struct StableDiffusionPipeline {
     /// The noise schedule and its solver. Another one takes over its configuration:
     /// `pipe.scheduler = SchedulerKind::UniPCMultistep.from_config(pipe.scheduler.config())?`.
     pub scheduler: Box<dyn Scheduler>,
+    /// Looks at the pictures, and blackens those that show what they should not: [`StableDiffusionPipelineOutput`] says
+    /// which. None leaves all as they are.
+    ///
+    /// [`StableDiffusionPipelineOutput`]: super::StableDiffusionPipelineOutput
+    pub safety_checker: Option<StableDiffusionSafetyChecker>,
+    /// Turns pictures into what the safety checker looks at.
+    pub feature_extractor: Option<CLIPImageProcessor>,
+    /// Whether the lack of a safety checker is worth a warning when the pipeline is put together, here or where it is
+    /// loaded again.
+    pub requires_safety_checker: bool,
     /// How a call shows that it goes on.
     pub progress_bar: ProgressBarConfig,
     pub(super) image_processor: VaeImageProcessor,
@@ -94,9 +111,12 @@ impl StableDiffusionPipeline {
     /// is brought up to date.
     ///
     /// # Errors
-    /// If the scheduler's configuration does not fit once it is up to date.
+    /// If the scheduler's configuration does not fit once it is up to date; [`Error::Argument`] for a safety checker
+    /// without a feature extractor.
     pub fn new(components: Components) -> Result<Self> {
-        let Components { vae, text_encoder, tokenizer, unet, scheduler } = components;
+        check_components(&components)?;
+        let Components { vae, text_encoder, tokenizer, unet, scheduler, .. } = components;
+        let Components { safety_checker, feature_extractor, requires_safety_checker, .. } = components;
         let scheduler = up_to_date(scheduler)?;
         let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
         let progress_bar = ProgressBarConfig::default();
@@ -107,6 +127,9 @@ impl StableDiffusionPipeline {
             tokenizer,
             unet,
             scheduler,
+            safety_checker,
+            feature_extractor,
+            requires_safety_checker,
             progress_bar,
             image_processor,
             traced: Traced::default(),
@@ -148,6 +171,9 @@ impl StableDiffusionPipeline {
         self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
         self.unet.move_to(target).map_err(|error| error.within("unet"))?;
         self.vae.to(target).map_err(|error| error.within("vae"))?;
+        if let Some(checker) = &self.safety_checker {
+            checker.to(target).map_err(|error| error.within("safety_checker"))?;
+        }
         self.traced.move_to(target)
     }
 
@@ -186,12 +212,17 @@ impl StableDiffusionPipeline {
             Error::Unsupported("only a UNet2DConditionModel can be saved; this pipeline has another UNet".into())
         })?;
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let (checker, extractor) = (self.safety_checker.as_ref(), self.feature_extractor.as_ref());
         let mut index = model_index(
             class_name,
             &[
-                ("feature_extractor", "", ""),
+                ("feature_extractor", "transformers", extractor.map_or("", |_| CLIPImageProcessor::CLASS_NAME)),
                 ("image_encoder", "", ""),
-                ("safety_checker", "", ""),
+                (
+                    "safety_checker",
+                    "stable_diffusion",
+                    checker.map_or("", |_| StableDiffusionSafetyChecker::CLASS_NAME),
+                ),
                 ("scheduler", "diffusers", self.scheduler.class_name()),
                 ("text_encoder", "transformers", CLIPTextModel::CLASS_NAME),
                 ("tokenizer", "transformers", "CLIPTokenizer"),
@@ -199,13 +230,17 @@ impl StableDiffusionPipeline {
                 ("vae", "diffusers", AutoencoderKL::CLASS_NAME),
             ],
         );
-        index.insert("requires_safety_checker".into(), json!(false));
+        index.insert("requires_safety_checker".into(), json!(self.requires_safety_checker));
         write_json(&folder.join("model_index.json"), &index)?;
         self.scheduler.save_pretrained(&folder.join("scheduler"))?;
         self.tokenizer.save_pretrained(folder.join("tokenizer"))?;
         self.text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
         unet.save_pretrained_with(folder.join("unet"), options)?;
-        self.vae.save_pretrained_with(folder.join("vae"), options)
+        self.vae.save_pretrained_with(folder.join("vae"), options)?;
+        if let Some(checker) = checker {
+            checker.save_pretrained_with(folder.join("safety_checker"), options)?;
+        }
+        extractor.map_or(Ok(()), |extractor| extractor.save_pretrained(folder.join("feature_extractor")))
     }
 
     /// The embeddings of prompts, each repeated `num_images_per_prompt` times.
@@ -238,6 +273,22 @@ impl StableDiffusionPipeline {
         let embeds = self.embed(&input_ids, attention_mask.as_ref(), clip_skip)?;
         repeat_for_images(&embeds, num_images_per_prompt)
     }
+}
+
+/// The same holds in diffusers.
+fn check_components(components: &Components) -> Result<()> {
+    if components.safety_checker.is_some() && components.feature_extractor.is_none() {
+        return Err(Error::Argument(
+            "a safety checker needs a feature extractor: pass one, or leave the safety checker out".into(),
+        ));
+    }
+    if components.safety_checker.is_none() && components.requires_safety_checker {
+        tracing::warn!(
+            "there is no safety checker, though this model asks for one: the pictures are not looked at. Mind the licence of \
+             Stable Diffusion, and show no unfiltered pictures in public"
+        );
+    }
+    Ok(())
 }
 
 fn vae_scale_factor(vae: &AutoencoderKL) -> i64 {

@@ -42,6 +42,8 @@ impl StableDiffusionPipeline {
         let text_encoder = self.text_encoder.share().map_err(|error| error.within("text_encoder"))?;
         let unet = self.unet.share().map_err(|error| error.within("unet"))?;
         let vae = self.vae.share().map_err(|error| error.within("vae"))?;
+        let checker = self.safety_checker.as_ref().map(ModelMixin::share).transpose();
+        let safety_checker = checker.map_err(|error| error.within("safety_checker"))?;
         let kind = self.scheduler.class_name().parse::<SchedulerKind>()?;
         Ok(Self {
             vae,
@@ -49,6 +51,9 @@ impl StableDiffusionPipeline {
             tokenizer: self.tokenizer.clone(),
             unet,
             scheduler: kind.from_config(self.scheduler.config())?,
+            safety_checker,
+            feature_extractor: self.feature_extractor.clone(),
+            requires_safety_checker: self.requires_safety_checker,
             progress_bar: self.progress_bar.clone(),
             image_processor: self.image_processor,
             model_offload: None,

@@ -578,13 +578,14 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return {name: value for name, value in extra.items() if name in taken}
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        if height and width:
+        if height is not None and width is not None:
             return height, width
         # Differs from diffusers: there, a height without a width is passed over, and the other way round.
         side = self.unet_config.sample_size
         sides = (side, side) if isinstance(side, int) else tuple(side)
         factor = self.vae_scale_factor
-        return height or sides[0] * factor, width or sides[1] * factor
+        # Differs from diffusers: there, a side of 0 is the model's own.
+        return sides[0] * factor if height is None else height, sides[1] * factor if width is None else width
 
     def _timestep_cond(self, latents: torch.Tensor) -> torch.Tensor | None:
         dim = getattr(self.unet_config, "time_cond_proj_dim", None)

@@ -78,7 +78,7 @@ impl Source {
         let extra_ids = config.get("extra_ids").and_then(Value::as_u64).unwrap_or(EXTRA_IDS);
         let gap = |id: u64| format!("<extra_id_{id}>");
         let gaps = || (0..extra_ids).map(|id| AddedToken::from(gap(id), true));
-        if let Some(whole) = optional::<TokenizerJson>(&folder.join("tokenizer.json"))? {
+        if let Some(whole) = folder.optional::<TokenizerJson>("tokenizer.json")? {
             let charsmap = charsmap_of(&whole.normalizer)?;
             let TokenizerJson { model, added_tokens: serialized, .. } = whole;
             return Ok(Self { vocab: model.vocab, charsmap, serialized, extra: gaps().collect() });

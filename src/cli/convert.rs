@@ -171,7 +171,7 @@ impl Convert {
 
     fn write_file(&self, weights: StateDict) -> anyhow::Result<()> {
         weights.save_file(&self.output)?;
-        println!("{}", self.output.display());
+        say(self.output.display())?;
         Ok(())
     }
 

@@ -8,14 +8,14 @@ use tch_diffusers::configuration_utils::read_json;
 use tch_diffusers::image_processor::{Images, OutputType};
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::pipelines::stable_diffusion::{
-    StableDiffusionCall, StableDiffusionLoader, StableDiffusionPipeline, TakesSize,
+    FromComponents, StableDiffusionCall, StableDiffusionLoader, StableDiffusionPipeline, TakesSize,
 };
 use tch_diffusers::schedulers::scheduler_from_config;
 use tch_diffusers::utils::progress::ProgressBarConfig;
 use tch_diffusers::{Generator, KindExt, TensorExt};
 
 /// A pipeline of the case's model, dtype and scheduler.
-pub(super) fn load<P: From<StableDiffusionPipeline>>(
+pub(super) fn load<P: FromComponents>(
     loader: impl Fn(&Path) -> StableDiffusionLoader<P>,
     case: &Path,
     call: &Value,

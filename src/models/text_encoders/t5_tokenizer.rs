@@ -27,6 +27,9 @@ const UNK_ID: usize = 2;
 /// How many tokens stand for gaps in T5's training, unless `extra_ids` of `tokenizer_config.json` says otherwise.
 const EXTRA_IDS: u64 = 100;
 
+/// More than any model has: a hostile configuration asks for more tokens than the memory holds.
+const MOST_EXTRA_IDS: u64 = 1_000_000;
+
 /// What a space becomes.
 const SPACE: char = '▁';
 
@@ -76,6 +79,10 @@ struct Source {
 impl Source {
     fn read(folder: &Path, config: &ConfigMap) -> Result<Self> {
         let extra_ids = config.get("extra_ids").and_then(Value::as_u64).unwrap_or(EXTRA_IDS);
+        if extra_ids > MOST_EXTRA_IDS {
+            let text = format!("tokenizer_config.json: `extra_ids` is {extra_ids}: at most {MOST_EXTRA_IDS} are made");
+            return Err(Error::Tokenizer(text));
+        }
         let gap = |id: u64| format!("<extra_id_{id}>");
         let gaps = || (0..extra_ids).map(|id| AddedToken::from(gap(id), true));
         if let Some(whole) = folder.optional::<TokenizerJson>("tokenizer.json")? {

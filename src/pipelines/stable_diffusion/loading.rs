@@ -41,7 +41,13 @@ pub struct PassedComponents {
     requires_safety_checker: Option<bool>,
 }
 
-impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
+/// A pipeline that Stable Diffusion's components make.
+pub trait FromComponents: From<StableDiffusionPipeline> {
+    /// An option of the scheduler, and the value that it had at the time of the first releases, which is brought up to date.
+    const OUTDATED_OPTION: (&'static str, bool);
+}
+
+impl<P: FromComponents> PipelineLoader<P, PassedComponents> {
     /// Uses this VAE.
     pub fn vae(mut self, vae: AutoencoderKL) -> Self {
         self.passed.vae = Some(vae);
@@ -154,7 +160,7 @@ impl<P: From<StableDiffusionPipeline>> PipelineLoader<P, PassedComponents> {
             feature_extractor,
             requires_safety_checker,
         };
-        let mut pipeline = StableDiffusionPipeline::new(components)?;
+        let mut pipeline = StableDiffusionPipeline::of(components, P::OUTDATED_OPTION)?;
         pipeline.progress_bar = source.progress_bar;
         Ok(pipeline.into())
     }

@@ -25,7 +25,7 @@ pub use crate::pipelines::memory_report::{CallMemory, MemoryReport, Saving, Stag
 pub use call::{StableDiffusionCall, StableDiffusionPipelineOutput};
 pub use denoise::StepEnd;
 pub use guidance::{get_guidance_scale_embedding, rescale_noise_cfg};
-pub use loading::StableDiffusionLoader;
+pub use loading::{FromComponents, StableDiffusionLoader};
 pub use lora::{AdapterWeight, CrossAttentionKwargs, FuseLora, LORA_LOADABLE_MODULES};
 pub use pipeline_stable_diffusion::{Components, StableDiffusionPipeline};
 pub use pipeline_stable_diffusion_img2img::{ImageToImage, StableDiffusionImg2ImgCall, StableDiffusionImg2ImgPipeline};

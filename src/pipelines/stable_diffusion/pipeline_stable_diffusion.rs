@@ -3,7 +3,7 @@
 //! Mirrors `diffusers/pipelines/stable_diffusion/pipeline_stable_diffusion.py` at 0.42.1.
 
 use super::call::StableDiffusionCall;
-use super::loading::StableDiffusionLoader;
+use super::loading::{FromComponents, StableDiffusionLoader};
 use super::memory_report::LastCall;
 use super::safety_checker::StableDiffusionSafetyChecker;
 use super::task::TextToImage;
@@ -114,10 +114,15 @@ impl StableDiffusionPipeline {
     /// If the scheduler's configuration does not fit once it is up to date; [`Error::Argument`] for a safety checker
     /// without a feature extractor.
     pub fn new(components: Components) -> Result<Self> {
+        Self::of(components, Self::OUTDATED_OPTION)
+    }
+
+    /// As [`StableDiffusionPipeline::new`], with another option of the scheduler to be brought up to date.
+    pub(super) fn of(components: Components, outdated_option: (&str, bool)) -> Result<Self> {
         check_components(&components)?;
         let Components { vae, text_encoder, tokenizer, unet, scheduler, .. } = components;
         let Components { safety_checker, feature_extractor, requires_safety_checker, .. } = components;
-        let scheduler = up_to_date(scheduler)?;
+        let scheduler = up_to_date(scheduler, outdated_option)?;
         let image_processor = VaeImageProcessor::new(vae_scale_factor(&vae));
         let progress_bar = ProgressBarConfig::default();
         let (model_offload, last_call) = (None, None);
@@ -295,8 +300,13 @@ fn vae_scale_factor(vae: &AutoencoderKL) -> i64 {
     1 << vae.config().block_out_channels.len().saturating_sub(1)
 }
 
-/// The scheduler as today's pipelines expect it to be configured.
-fn up_to_date(scheduler: Box<dyn Scheduler>) -> Result<Box<dyn Scheduler>> {
+impl FromComponents for StableDiffusionPipeline {
+    const OUTDATED_OPTION: (&'static str, bool) = ("clip_sample", true);
+}
+
+/// The scheduler as today's pipelines expect it to be configured: with 1 as `steps_offset`, and the other of two values of
+/// `option`.
+fn up_to_date(scheduler: Box<dyn Scheduler>, (option, value): (&str, bool)) -> Result<Box<dyn Scheduler>> {
     let mut config: ConfigMap = scheduler.config().clone();
     let mut outdated = false;
     if config.get("steps_offset").is_some_and(|offset| *offset != json!(1)) {
@@ -304,9 +314,9 @@ fn up_to_date(scheduler: Box<dyn Scheduler>) -> Result<Box<dyn Scheduler>> {
         config.insert("steps_offset".into(), json!(1));
         outdated = true;
     }
-    if config.get("clip_sample") == Some(&json!(true)) {
-        tracing::warn!("the scheduler's `clip_sample` is outdated and was set to false");
-        config.insert("clip_sample".into(), json!(false));
+    if config.get(option) == Some(&json!(value)) {
+        tracing::warn!("the scheduler's `{option}` is outdated and was set to {}", !value);
+        config.insert(option.into(), json!(!value));
         outdated = true;
     }
     if outdated { scheduler_from_config(&config) } else { Ok(scheduler) }

@@ -8,7 +8,7 @@ use super::arguments::Arguments;
 use super::call::StableDiffusionCall;
 use super::conditioning::Conditioning;
 use super::image_latents::check_count;
-use super::loading::StableDiffusionLoader;
+use super::loading::{FromComponents, StableDiffusionLoader};
 use super::task::{Setting, Start, Task, check_strength};
 use crate::error::Result;
 use crate::image_processor::{ImageInput, PreprocessOptions};
@@ -110,6 +110,10 @@ impl From<StableDiffusionPipeline> for StableDiffusionImg2ImgPipeline {
     fn from(pipe: StableDiffusionPipeline) -> Self {
         Self(pipe)
     }
+}
+
+impl FromComponents for StableDiffusionImg2ImgPipeline {
+    const OUTDATED_OPTION: (&'static str, bool) = StableDiffusionPipeline::OUTDATED_OPTION;
 }
 
 impl From<StableDiffusionImg2ImgPipeline> for StableDiffusionPipeline {

@@ -9,7 +9,7 @@ use super::arguments::Arguments;
 use super::call::StableDiffusionCall;
 use super::conditioning::Conditioning;
 use super::image_latents::check_count;
-use super::loading::StableDiffusionLoader;
+use super::loading::{FromComponents, StableDiffusionLoader};
 use super::task::{Setting, Start, TakesSize, Task, check_strength};
 use crate::error::{Error, Result};
 use crate::image_processor::{
@@ -123,6 +123,10 @@ impl From<StableDiffusionPipeline> for StableDiffusionInpaintPipeline {
     fn from(pipe: StableDiffusionPipeline) -> Self {
         Self(pipe)
     }
+}
+
+impl FromComponents for StableDiffusionInpaintPipeline {
+    const OUTDATED_OPTION: (&'static str, bool) = ("skip_prk_steps", false);
 }
 
 impl From<StableDiffusionInpaintPipeline> for StableDiffusionPipeline {

@@ -66,8 +66,14 @@ def test_a_saved_pipeline_is_read_back_by_both(pipe, tmp_path):
 
 
 def test_a_folder_of_another_pipeline_is_named(model, tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(NotImplementedError, match="KandinskyPipeline"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_components_that_an_index_lacks_are_named(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(NotImplementedError, match="FluxPipeline"):
+    with pytest.raises(ValueError, match="model_index.json names no .*transformer"):
         DiffusionPipeline.from_pretrained(tmp_path)
 
 

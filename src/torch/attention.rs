@@ -7,7 +7,7 @@ use super::switches::Guard;
 use crate::error::{Error, Result};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// A kernel of scaled dot-product attention: `torch.nn.attention.SDPBackend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,8 @@ pub fn sdpa_kernel(backends: &[SDPBackend], set_priority: bool) -> Result<Guard>
     Ok(Guard::new(move || before.set()))
 }
 
-/// One attention by `backend` alone, which leaves the choice for all others as it was. Such attentions wait for each other.
+/// One attention by `backend` alone, which leaves the choice for all others as it was. Where libtorch has no other way than to
+/// change that choice for a moment, which other threads then see, such attentions wait for each other.
 ///
 /// # Shapes
 /// As [`scaled_dot_product_attention`].
@@ -124,11 +125,36 @@ pub fn attention_by(
     value: &Tensor,
     attention_mask: Option<&Tensor>,
 ) -> Result<Tensor> {
-    // The choice is the process's: two threads that made and unmade it in turns would leave one half-made.
+    let place = query.device();
+    match backend {
+        // Another thread's attention under way must not see the choice change: what can be had without it is.
+        SDPBackend::Math if attention_mask.is_none_or(|mask| mask.kind() != Kind::Bool) => {
+            let mask = attention_mask;
+            let (attended, _) = Tensor::f_internal_scaled_dot_product_attention_math(
+                query, key, value, mask, 0.0, false, None, None, false,
+            )?;
+            return Ok(attended);
+        }
+        SDPBackend::EfficientAttention | SDPBackend::CudnnAttention if !place.is_cuda() => {
+            return Err(none_of(&[backend], place, "CUDA alone has them"));
+        }
+        _ => {
+            let choice =
+                Tensor::f_internal_fused_sdp_choice(query, key, value, attention_mask, 0.0, false, None, false)?;
+            if choice == i64::from(backend.number()) {
+                return scaled_dot_product_attention(query, key, value, attention_mask);
+            }
+        }
+    }
+    // Two threads that made and unmade the choice in turns would leave one half-made.
     static CHOICE: Mutex<()> = Mutex::new(());
     let _alone = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
     let _guard = sdpa_kernel(&[backend], false)?;
     scaled_dot_product_attention(query, key, value, attention_mask)
+}
+
+fn none_of(kernels: &[SDPBackend], place: Device, reasons: &str) -> Error {
+    Error::Unsupported(format!("none of the attention kernels {kernels:?} can do this on {place:?}: {reasons}"))
 }
 
 /// What libtorch has written down about its kernels.
@@ -179,7 +205,7 @@ pub fn scaled_dot_product_attention(
                 true => "CUDA alone has them".to_string(),
                 false => reasons,
             };
-            Error::Unsupported(format!("none of the attention kernels {enabled:?} can do this on {place:?}: {reasons}"))
+            none_of(&enabled, place, &reasons)
         }
         other => other,
     })

@@ -95,7 +95,8 @@ fn checked(call: impl FnOnce(Message) -> c_int) -> Result<()> {
         2 => Err(Error::OutOfMemory(message)),
         3 => Err(Error::Unsupported(message)),
         4 => Err(Error::Argument(message)),
-        _ => Err(Error::Torch(message)),
+        // Its words say whether memory was lacking.
+        _ => Err(tch::TchError::Torch(message).into()),
     }
 }
 

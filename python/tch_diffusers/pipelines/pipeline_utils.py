@@ -5,10 +5,11 @@ Mirrors `diffusers/pipelines/pipeline_utils.py` at 0.42.1.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -96,6 +97,10 @@ class DiffusionPipeline(ConfigMixin):
         components = pipeline._load(folder, index, given, chosen, variant)
         if "requires_safety_checker" in index:
             options.setdefault("requires_safety_checker", index["requires_safety_checker"])
+        needed = inspect.signature(pipeline.__init__).parameters.items()
+        missing = [name for name, one in needed if one.default is one.empty and name not in ("self", *components)]
+        if missing:
+            raise ValueError(f"{folder / cls.config_name} names no {', '.join(missing)}")
         loaded = pipeline(**components, **options)
         loaded.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return loaded  # type: ignore[return-value]
@@ -135,13 +140,14 @@ class DiffusionPipeline(ConfigMixin):
         components = self.components
         scheduler = components.pop("scheduler")
         parts = {name: part.share() if isinstance(part, ModelMixin) else part for name, part in components.items()}
-        second = type(self)(**parts, scheduler=type(scheduler).from_config(scheduler.config))
+        made: Any = type(self)
+        second = made(**parts, scheduler=type(scheduler).from_config(scheduler.config))
         # As it is here: one that was put in later was not brought up to date, as the constructor does with its own.
         second.scheduler = type(scheduler).from_config(scheduler.config)
         for name in ("_unet_config", "_progress_bar_config"):
             if name in self.__dict__:
                 second.__dict__[name] = self.__dict__[name]
-        return second
+        return cast(Self, second)
 
     @classmethod
     def _load(

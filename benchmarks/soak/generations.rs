@@ -25,7 +25,7 @@ pub(crate) struct Soak {
     /// How many of them were broken off on purpose, by an error in a callback.
     failed: usize,
     seconds: f64,
-    /// The most in the part after the warm-up, and in the last part.
+    /// The medians of the part after the warm-up, and of the last part.
     before: u64,
     after: u64,
     /// `after / before - 1`.
@@ -51,8 +51,12 @@ impl Soak {
             let now = resident().ok_or_else(|| Error::Unsupported("resident memory is known on Linux alone".into()))?;
             samples.push((number, now));
         }
-        let most = |from: usize| samples.iter().skip(from).take(part).map(|(_, bytes)| *bytes).max().unwrap_or(1);
-        let (before, after) = (most(part), most(generations - part));
+        let median = |from: usize| {
+            let mut taken: Vec<u64> = samples.iter().skip(from).take(part).map(|(_, bytes)| *bytes).collect();
+            taken.sort_unstable();
+            taken.get(part / 2).copied().unwrap_or(1)
+        };
+        let (before, after) = (median(part), median(generations - part));
         let growth = after as f64 / before as f64 - 1.0;
         let every = (generations / 100).max(1);
         let resident = samples.into_iter().filter(|(number, _)| number % every == 0).collect();

@@ -74,6 +74,7 @@ impl Denoise<'_> {
                 let away = predict(negative)?;
                 velocity = away.f_add(&velocity.f_sub(&away)?.f_mul_scalar(*scale)?)?;
             }
+            // Differs from diffusers: there, the fresh noise of stochastic sampling is the global generator's.
             let options = StepOptions { generators, ..StepOptions::default() };
             latents = pipe.scheduler.step(&velocity, timestep, &latents, options)?.prev_sample;
             if let Some(callback) = &mut self.callback {

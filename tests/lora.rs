@@ -211,7 +211,9 @@ fn a_traced_unet_takes_no_adapter_and_a_fused_one_can_be_traced() {
     let inputs = unet.example_inputs(2, [4, 4]).unwrap();
     let traced = trace(unet, &inputs).unwrap();
     pipe.set_unet(TracedUNet::new(traced).unwrap());
-    assert!(draw(&mut pipe).max_abs_diff(&expected).unwrap() < 1e-4);
+    // As other traces at their example's batch: the optimised graph may round otherwise.
+    let difference = draw(&mut pipe).max_abs_diff(&expected).unwrap();
+    assert!(difference <= 5e-6, "{difference}");
     let error = pipe.load_lora_weights(file("peft"), &LoraOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("before tracing"), "{error}");
     let call = pipe.call("a").cross_attention_kwargs(CrossAttentionKwargs { scale: 0.5 });

@@ -84,7 +84,7 @@ def test_a_saved_pipeline_is_read_by_diffusers(ours, tmp_path):
         again.set_progress_bar_config(disable=True)
         pictures.append(draw(again))
     np.testing.assert_array_equal(*pictures)
-    np.testing.assert_allclose(pictures[0], draw(ours), atol=1e-5)
+    np.testing.assert_allclose(pictures[0], draw(ours), rtol=0, atol=1e-6)
 
 
 def test_techniques_change_no_bit(ours):

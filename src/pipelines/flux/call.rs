@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image_processor::{Images, OutputType};
 use crate::models::ModelMixin;
 use crate::nn::Module;
-use crate::pipelines::generators::Generators;
+use crate::pipelines::generators::{Generators, common_arguments};
 use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_PROMPT, Watch};
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::schedulers::{Timesteps, linspace};
@@ -95,39 +95,11 @@ impl<'a> FluxCall<'a> {
         self
     }
 
-    /// How many pictures of each prompt; 1 by default.
-    pub fn num_images_per_prompt(mut self, images: i64) -> Self {
-        self.arguments.num_images_per_prompt = images;
-        self
-    }
-
-    /// A generator on the CPU with this seed: the same picture each time, and the same as diffusers'.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.arguments.generators = Generators::Seed(seed);
-        self
-    }
-
-    /// Where noise comes from; libtorch's global generator by default.
-    pub fn generator(mut self, generator: &'a mut Generator) -> Self {
-        self.arguments.generators = Generators::Given(std::slice::from_mut(generator));
-        self
-    }
-
-    /// One generator for each picture.
-    pub fn generators(mut self, generators: &'a mut [Generator]) -> Self {
-        self.arguments.generators = Generators::Given(generators);
-        self
-    }
+    common_arguments!();
 
     /// The noise to start from, `[batch, tokens, channels]`: a token for each square of two by two latents.
     pub fn latents(mut self, latents: Tensor) -> Self {
         self.arguments.latents = Some(latents);
-        self
-    }
-
-    /// What comes out; 8-bit pictures by default.
-    pub fn output_type(mut self, output_type: OutputType) -> Self {
-        self.arguments.output_type = output_type;
         self
     }
 

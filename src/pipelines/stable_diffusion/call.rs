@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
 use crate::nn::LoraScale;
-use crate::pipelines::generators::Generators;
+use crate::pipelines::generators::{Generators, common_arguments};
 use crate::pipelines::memory_report::{CHECK, DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::torch::{Generator, NumberExt};
@@ -84,33 +84,11 @@ impl<'a, T> StableDiffusionCall<'a, T> {
         self
     }
 
-    /// How many pictures of each prompt; 1 by default.
-    pub fn num_images_per_prompt(mut self, images: i64) -> Self {
-        self.arguments.num_images_per_prompt = images;
-        self
-    }
+    common_arguments!();
 
     /// DDIM's eta, 0 to 1; other schedulers pass it over. 0 by default.
     pub fn eta(mut self, eta: f64) -> Self {
         self.arguments.eta = eta;
-        self
-    }
-
-    /// A generator on the CPU with this seed: the same picture each time, and the same as diffusers'.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.arguments.generators = Generators::Seed(seed);
-        self
-    }
-
-    /// Where noise comes from; libtorch's global generator by default.
-    pub fn generator(mut self, generator: &'a mut Generator) -> Self {
-        self.arguments.generators = Generators::Given(std::slice::from_mut(generator));
-        self
-    }
-
-    /// One generator for each picture.
-    pub fn generators(mut self, generators: &'a mut [Generator]) -> Self {
-        self.arguments.generators = Generators::Given(generators);
         self
     }
 
@@ -123,12 +101,6 @@ impl<'a, T> StableDiffusionCall<'a, T> {
     /// What attention is told: the scale of LoRAs in this call.
     pub fn cross_attention_kwargs(mut self, cross_attention_kwargs: CrossAttentionKwargs) -> Self {
         self.arguments.cross_attention_kwargs = cross_attention_kwargs;
-        self
-    }
-
-    /// What comes out; 8-bit pictures by default.
-    pub fn output_type(mut self, output_type: OutputType) -> Self {
-        self.arguments.output_type = output_type;
         self
     }
 

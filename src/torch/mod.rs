@@ -22,7 +22,7 @@ pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;
-pub use number::{NumberExt, baddbmm, linspace};
+pub use number::{Number, NumberExt, baddbmm, linspace};
 pub use prepack::PackedConv2d;
 pub use profile::{Operator, OperatorProfile, count_synchronizations, profile};
 pub use random::{Generator, randn_tensor};

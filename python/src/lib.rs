@@ -33,9 +33,9 @@ mod _tch_diffusers {
     use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
     use super::lora::{
-        LoraStateDict, active_adapters, choose_lora_file, delete_adapter, disable_lora, enable_lora, fuse_lora,
-        fused_loras, list_adapters, load_lora_adapter, lora_file, replace_lora_scale, set_adapters, unfuse_lora,
-        unload_lora,
+        LoraStateDict, activate_adapters, active_adapters, choose_lora_file, delete_adapter, disable_lora, enable_lora,
+        fuse_lora, fused_loras, list_adapters, load_lora_adapter, lora_file, lora_layers, replace_lora_scale,
+        save_lora_weights, set_adapters, unfuse_lora, unload_lora,
     };
     #[pymodule_export]
     use super::models::{

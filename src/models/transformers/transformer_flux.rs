@@ -9,6 +9,7 @@ mod rotary;
 
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
+use crate::loaders::lora::PeftAdapterMixin;
 use crate::models::ModelMixin;
 use crate::models::normalization::AdaLayerNormContinuous;
 use crate::models::text_time_embeddings::CombinedTimestepTextProjEmbeddings;
@@ -207,6 +208,8 @@ impl Module for FluxTransformer2DModel {
         &self.node
     }
 }
+
+impl PeftAdapterMixin for FluxTransformer2DModel {}
 
 impl ModelMixin for FluxTransformer2DModel {
     type Config = FluxTransformer2DConfig;

@@ -8,7 +8,8 @@ use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_dispatch::AttentionBackend;
 use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::Parts;
-use tch_diffusers::pipelines::flux::{FluxCall, FluxPromptEmbeds};
+use tch_diffusers::pipelines::PooledPromptEmbeds;
+use tch_diffusers::pipelines::flux::FluxCall;
 use tch_diffusers::{
     AutoPipelineForText2Image, DiffusionPipeline, Error, FluxPipeline, PipelineMixin, SchedulerKind, TensorExt,
 };
@@ -187,7 +188,7 @@ fn embeddings_give_the_picture_of_their_prompts() {
     let prompts = ["a red circle", "dog"];
     let _guard = tch::no_grad_guard();
     let embeds = pipe.encode_prompt(&prompts, &prompts, 1, 32).unwrap();
-    let given = |embeds: &FluxPromptEmbeds, item: i64| FluxPromptEmbeds {
+    let given = |embeds: &PooledPromptEmbeds, item: i64| PooledPromptEmbeds {
         prompt_embeds: embeds.prompt_embeds.narrow(0, item, 1),
         pooled_prompt_embeds: embeds.pooled_prompt_embeds.narrow(0, item, 1),
     };
@@ -215,7 +216,7 @@ fn arguments_that_do_not_fit_are_refused_with_the_reason() {
     refused(&|call| call.prompt_2("one"), "1 of `prompt_2` for 2 prompts");
     refused(&|call| call.negative_prompt(["a"]), "1 of `negative_prompt` for 2 prompts");
     refused(&|call| call.sigmas(&[]), "at least one step");
-    refused(&|call| call.num_inference_steps(0), "at least one step");
+    refused(&|call| call.num_inference_steps(0), "`num_inference_steps` has to be at least 1");
     refused(&|call| call.latents(Tensor::zeros([2, 79, 16], (Kind::Float, Device::Cpu))), "[2, 80, 16]");
     let none: [&str; 0] = [];
     assert!(matches!(pipe.call(none).run(), Err(Error::Argument(text)) if text == "there is no prompt"));

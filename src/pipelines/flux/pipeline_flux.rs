@@ -16,7 +16,7 @@ use crate::models::{ModelMixin, To};
 use crate::nn::Module;
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::{model_index, repeat_for_images};
-use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, Prompt};
+use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, PooledPromptEmbeds, Prompt};
 use crate::schedulers::Scheduler;
 use crate::utils::progress::ProgressBarConfig;
 use std::path::Path;
@@ -42,15 +42,6 @@ pub struct FluxComponents {
     pub transformer: FluxTransformer2DModel,
     /// The noise levels and their solver.
     pub scheduler: Box<dyn Scheduler>,
-}
-
-/// The embeddings of prompts.
-#[derive(Debug)]
-pub struct FluxPromptEmbeds {
-    /// An embedding for each token, `[batch, tokens, d_model]`.
-    pub prompt_embeds: Tensor,
-    /// One for the whole prompt, `[batch, hidden_size]`.
-    pub pooled_prompt_embeds: Tensor,
 }
 
 /// Text to picture with FLUX.1.
@@ -129,7 +120,7 @@ impl FluxPipeline {
     }
 
     /// As [`FluxPipeline::call`], with embeddings of the prompts in place of texts.
-    pub fn call_embeds(&mut self, embeds: FluxPromptEmbeds) -> FluxCall<'_> {
+    pub fn call_embeds(&mut self, embeds: PooledPromptEmbeds) -> FluxCall<'_> {
         FluxCall::new(self, None, Some(embeds))
     }
 
@@ -220,10 +211,10 @@ impl FluxPipeline {
         prompts_2: &[&str],
         num_images_per_prompt: i64,
         max_sequence_length: usize,
-    ) -> Result<FluxPromptEmbeds> {
+    ) -> Result<PooledPromptEmbeds> {
         let pooled_prompt_embeds = repeat_for_images(&self.clip_embeds(prompts)?, num_images_per_prompt)?;
         let prompt_embeds = repeat_for_images(&self.t5_embeds(prompts_2, max_sequence_length)?, num_images_per_prompt)?;
-        Ok(FluxPromptEmbeds { prompt_embeds, pooled_prompt_embeds })
+        Ok(PooledPromptEmbeds { prompt_embeds, pooled_prompt_embeds })
     }
 
     fn clip_embeds(&self, prompts: &[&str]) -> Result<Tensor> {

@@ -15,6 +15,9 @@ use tch_diffusers::loaders::lora::{
 use tch_diffusers::loaders::{self, LoraOptions};
 use tch_diffusers::{Error, nn};
 
+/// Tensors by their keys.
+type Weights = Vec<(String, PyTensor)>;
+
 /// A LoRA as it stands in its file.
 #[pyclass(frozen)]
 pub(crate) struct LoraStateDict(std::sync::Mutex<loaders::LoraStateDict>);
@@ -35,7 +38,7 @@ impl LoraStateDict {
 
     /// Takes tensors in one of the layouts.
     #[staticmethod]
-    fn of(tensors: Vec<(String, PyTensor)>) -> PyResult<Self> {
+    fn of(tensors: Weights) -> PyResult<Self> {
         let lora = loaders::LoraStateDict::from_tensors(Path::new("state_dict"), &bare(tensors), None);
         lora.or_raise().map(|lora| Self(lora.into()))
     }
@@ -51,7 +54,7 @@ impl LoraStateDict {
     /// Takes the tensors of one model, whose keys begin with the prefix; the metadata are JSON.
     #[staticmethod]
     #[pyo3(signature = (tensors, prefix=None, metadata=None))]
-    fn of_model(tensors: Vec<(String, PyTensor)>, prefix: Option<&str>, metadata: Option<&str>) -> PyResult<Self> {
+    fn of_model(tensors: Weights, prefix: Option<&str>, metadata: Option<&str>) -> PyResult<Self> {
         let name = Path::new("state_dict");
         let lora = loaders::LoraStateDict::from_tensors_of_model(name, &bare(tensors), metadata, prefix);
         lora.or_raise().map(|lora| Self(lora.into()))
@@ -63,7 +66,7 @@ impl LoraStateDict {
     }
 }
 
-fn bare(tensors: Vec<(String, PyTensor)>) -> Vec<(String, Tensor)> {
+fn bare(tensors: Weights) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(key, PyTensor(tensor))| (key, tensor)).collect()
 }
 
@@ -211,7 +214,7 @@ pub(crate) fn activate_adapters(model: &Node, names: Vec<String>) {
 
 /// The factors of an adapter by their keys, and its configuration as JSON.
 #[pyfunction]
-pub(crate) fn lora_layers(model: &Node, name: &str) -> PyResult<(Vec<(String, PyTensor)>, String)> {
+pub(crate) fn lora_layers(model: &Node, name: &str) -> PyResult<(Weights, String)> {
     let layers = LoraLayers::of(&cloned(model), name).or_raise()?;
     let tensors = layers.state_dict.into_iter().map(|(key, tensor)| (key, PyTensor(tensor))).collect();
     Ok((tensors, to_json(&layers.metadata)?))
@@ -223,7 +226,7 @@ pub(crate) fn lora_layers(model: &Node, name: &str) -> PyResult<(Vec<(String, Py
 pub(crate) fn save_lora_weights(
     py: Python<'_>,
     folder: PathBuf,
-    parts: Vec<(String, Vec<(String, PyTensor)>, Option<String>)>,
+    parts: Vec<(String, Weights, Option<String>)>,
     weight_name: Option<String>,
     dtype: Option<&str>,
 ) -> PyResult<PathBuf> {

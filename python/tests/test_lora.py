@@ -123,18 +123,12 @@ def test_what_is_saved_is_what_diffusers_loads(pipe, theirs, lora, tmp_path):
     from peft.utils import get_peft_model_state_dict
 
     pipe.load_lora_weights(lora, adapter_name="style")
-    parts = {part: getattr(pipe, part) for part in ("unet", "text_encoder")}
-    tch_diffusers.StableDiffusionPipeline.save_lora_weights(
-        tmp_path,
-        unet_lora_layers=pipe.unet.get_adapter_state_dict("style"),
-        text_encoder_lora_layers={
-            key.removeprefix("text_encoder."): weight
-            for key, weight in load(lora / "style.safetensors").items() if key.startswith("text_encoder.")
-        },
-        unet_lora_adapter_metadata=pipe.unet.peft_config["style"].to_dict(),
-    )  # fmt: skip
-    for part in parts:
+    saved = {}
+    for part in ("unet", "text_encoder"):
+        saved[f"{part}_lora_layers"] = getattr(pipe, part).get_adapter_state_dict("style")
+        saved[f"{part}_lora_adapter_metadata"] = getattr(pipe, part).peft_config["style"].to_dict()
         setattr(theirs, part, copy.deepcopy(getattr(theirs, part)))
+    tch_diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, **saved)
     theirs.load_lora_weights(tmp_path, adapter_name="read")
     ours = pipe.unet.get_adapter_state_dict("style")
     read = get_peft_model_state_dict(theirs.unet, adapter_name="read")
@@ -142,6 +136,9 @@ def test_what_is_saved_is_what_diffusers_loads(pipe, theirs, lora, tmp_path):
     np.testing.assert_array_equal(draw(pipe), draw(theirs))
     with pytest.raises(ValueError, match="at least one"):
         tch_diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path)
+    del saved["unet_lora_adapter_metadata"]
+    with pytest.raises(ValueError, match="`unet` has no metadata"):
+        tch_diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, **saved)
 
 
 @pytest.mark.parametrize("config", [
@@ -160,7 +157,7 @@ def test_alphas_and_ranks_go_through_files_both_ways(pipe, theirs, config, tmp_p
     np.testing.assert_array_equal(draw(pipe), expected)
     pipe.unet.save_lora_adapter(tmp_path / "ours", "read")
     theirs.unet.delete_adapters("trained")
-    theirs.unet.load_lora_adapter(tmp_path / "ours", prefix=None, adapter_name="again")
+    theirs.unet.load_lora_adapter(tmp_path / "ours", prefix=None, adapter_name="again", use_safetensors=True)
     np.testing.assert_array_equal(draw(theirs), expected)
 
 

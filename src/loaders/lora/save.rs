@@ -94,7 +94,7 @@ pub struct SaveLora {
 /// comes with the name of its component, or with `""` where it is the only one and shall be read by the model alone.
 ///
 /// # Errors
-/// [`Error::Argument`] if there is nothing to write; [`Error::Io`] if the file cannot be written: one that was there before
+/// [`Error::Argument`] if there is nothing to write, or some have metadata and others none; [`Error::Io`] if the file cannot be written: one that was there before
 /// is as it was then.
 pub fn save_lora_weights(
     folder: impl AsRef<Path>,
@@ -109,6 +109,11 @@ pub fn save_lora_weights(
         tensors.extend(weights.map(|(key, tensor)| (packed(prefix, key), tensor.shallow_clone())));
         let config = layers.metadata.iter().flatten();
         metadata.extend(config.map(|(key, value)| (packed(prefix, key), value)));
+    }
+    let lacks = |(_, layers): &&(&str, &LoraLayers)| layers.metadata.is_none() && !layers.state_dict.is_empty();
+    if let (false, Some((prefix, _))) = (metadata.is_empty(), parts.iter().find(lacks)) {
+        let text = format!("`{prefix}` has no metadata, and another component has: diffusers reads no such file");
+        return Err(Error::Argument(text));
     }
     if tensors.is_empty() {
         return Err(Error::Argument("there are no layers of a LoRA to save".into()));

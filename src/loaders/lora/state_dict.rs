@@ -33,6 +33,9 @@ pub struct LoraStateDict {
     components: BTreeMap<String, Component>,
 }
 
+/// Tensors by their keys.
+type Tensors = Vec<(String, Tensor)>;
+
 /// What the keys of a LoRA say.
 #[derive(Clone, Copy)]
 enum Naming<'a> {
@@ -291,7 +294,7 @@ impl Component {
 }
 
 /// The tensors of a safetensors file, which lie in it, and its [`METADATA_KEY`].
-fn read_file(path: &Path) -> Result<(Vec<(String, Tensor)>, Option<String>)> {
+fn read_file(path: &Path) -> Result<(Tensors, Option<String>)> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if PICKLES.contains(&ending) {
         return Err(pickle(path));

@@ -7,6 +7,7 @@ use super::clip_config::CLIPTextConfig;
 use super::clip_encoder::{CLIPEncoderLayer, CLIPTextEmbeddings, Visible};
 use crate::error::{Error, Result};
 use crate::loaders::KeyMap;
+use crate::loaders::lora::PeftAdapterMixin;
 use crate::models::ModelMixin;
 use crate::nn::{LayerNorm, Linear, Module, Node, Scope};
 use crate::torch::NumberExt;
@@ -193,6 +194,8 @@ impl Module for CLIPTextModel {
         &self.node
     }
 }
+
+impl PeftAdapterMixin for CLIPTextModel {}
 
 impl ModelMixin for CLIPTextModel {
     type Config = CLIPTextConfig;

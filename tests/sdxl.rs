@@ -6,12 +6,16 @@ use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_dispatch::AttentionBackend;
+use tch_diffusers::models::attention_processor::AttentionSlicing;
+use tch_diffusers::models::unets::TracedUNet;
+use tch_diffusers::models::{Traceable, trace};
 use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::stable_diffusion_xl::StableDiffusionXLCall;
 use tch_diffusers::pipelines::{Parts, PooledPromptEmbeds};
 use tch_diffusers::{
     AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, DiffusionPipeline, Error,
-    MemoryFormat, PipelineMixin, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, TensorExt,
+    MemoryFormat, ModelMixin, PipelineMixin, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, TensorExt,
+    UNet2DConditionModel,
 };
 
 fn folder(model: &str) -> PathBuf {
@@ -231,4 +235,48 @@ fn arguments_that_do_not_fit_are_refused_with_the_reason() {
     let mut from_text = StableDiffusionXLPipeline::from_pipe(refiner);
     let error = from_text.call("a red circle").num_inference_steps(1).run().unwrap_err();
     assert!(matches!(&error, Error::Config(text) if text.contains("is this a refiner")), "{error}");
+}
+
+#[test]
+fn a_traced_unet_takes_sizes_and_pooled_text_and_any_batch() {
+    for (model, from_text) in [("sdxl", true), ("refiner", false)] {
+        let mut pipe = loaded(model, Kind::Float);
+        let unet = UNet2DConditionModel::from_pretrained(folder(model)).subfolder("unet").load().unwrap();
+        let traced = trace(&unet, &unet.example_inputs(2, [8, 8]).unwrap()).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        traced.save(file.path()).unwrap();
+        let picture = image::RgbImage::from_fn(64, 72, |x, y| image::Rgb([x as u8, y as u8, 90]));
+        let draw = |pipe: StableDiffusionXLPipeline| {
+            let mut drawn = vec![];
+            let mut pipe = pipe;
+            if from_text {
+                drawn.push(self::draw(&mut pipe));
+            }
+            let mut refiner = StableDiffusionXLImg2ImgPipeline::from_pipe(pipe);
+            let call = refiner.call(["a", "b", "c"], picture.clone()).strength(0.6).num_inference_steps(4).seed(3);
+            drawn.push(call.output_type(OutputType::Tensor).run().unwrap().images.into_tensor().unwrap());
+            (refiner.into(), drawn)
+        };
+        let (back, plain): (StableDiffusionXLPipeline, _) = draw(pipe);
+        pipe = back;
+        pipe.set_unet(TracedUNet::load(file.path()).unwrap());
+        let (pipe, found) = draw(pipe);
+        for (number, (found, plain)) in found.iter().zip(&plain).enumerate() {
+            let difference = found.max_abs_diff(plain).unwrap();
+            // Other batches than that of the example: libtorch's optimised graph rounds otherwise.
+            record("sdxl techniques", model, &format!("traced UNet, picture {number}"), difference, 5e-6);
+        }
+        let error = pipe.save_pretrained(tempfile::tempdir().unwrap().path()).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported(text) if text.contains("another UNet")), "{error}");
+        assert!(matches!(pipe.enable_attention_slicing(AttentionSlicing::Auto), Err(Error::Unsupported(_))));
+    }
+    let mut bundled =
+        tch_diffusers::StableDiffusionPipeline::from_pretrained(tch_diffusers::utils::assets::bundled_model().unwrap())
+            .load()
+            .unwrap();
+    let unet = UNet2DConditionModel::from_pretrained(folder("sdxl")).subfolder("unet").load().unwrap();
+    let traced = trace(&unet, &unet.example_inputs(2, [8, 8]).unwrap()).unwrap();
+    bundled.set_unet(TracedUNet::new(traced).unwrap());
+    let error = bundled.call("a").num_inference_steps(1).run().unwrap_err().to_string();
+    assert!(error.contains("needs `text_embeds` and `time_ids`"), "{error}");
 }

@@ -6,12 +6,14 @@ use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_dispatch::AttentionBackend;
-use tch_diffusers::nn::Module;
+use tch_diffusers::models::transformers::TracedFluxTransformer;
+use tch_diffusers::models::{Traceable, trace};
 use tch_diffusers::pipelines::Parts;
 use tch_diffusers::pipelines::PooledPromptEmbeds;
 use tch_diffusers::pipelines::flux::FluxCall;
 use tch_diffusers::{
-    AutoPipelineForText2Image, DiffusionPipeline, Error, FluxPipeline, PipelineMixin, SchedulerKind, TensorExt,
+    AutoPipelineForText2Image, DiffusionPipeline, Error, FluxPipeline, FluxTransformer2DModel, ModelMixin,
+    PipelineMixin, SchedulerKind, TensorExt,
 };
 
 fn folder(model: &str) -> PathBuf {
@@ -47,7 +49,8 @@ fn models_are_offloaded_in_the_order_of_their_use() {
     let pipe = load();
     let names: Vec<_> = pipe.models().iter().map(|model| model.name).collect();
     assert_eq!(names, ["text_encoder", "text_encoder_2", "transformer", "vae"]);
-    let groups = GroupOffloading::block_level(1).onload_device(Device::Cpu).groups(pipe.transformer.node()).unwrap();
+    let groups =
+        GroupOffloading::block_level(1).onload_device(Device::Cpu).groups(pipe.transformer.tree().unwrap()).unwrap();
     let ids: Vec<_> = groups.iter().map(|group| group.id.as_str()).collect();
     for block in ["transformer_blocks", "single_transformer_blocks"] {
         assert!(ids.iter().any(|id| id.starts_with(block)), "{block} is not among {ids:?}");
@@ -223,6 +226,32 @@ fn arguments_that_do_not_fit_are_refused_with_the_reason() {
     pipe.scheduler = SchedulerKind::DDIM.from_config(pipe.scheduler.config()).unwrap();
     let error = asked(&mut pipe).run().unwrap_err().to_string();
     assert!(error.contains("DDIMScheduler takes no `mu`"), "{error}");
+}
+
+#[test]
+fn a_traced_transformer_takes_the_models_place() {
+    for model in ["dev", "schnell"] {
+        let mut pipe = FluxPipeline::from_pretrained(folder(model)).load().unwrap();
+        pipe.progress_bar.disable = true;
+        let plain = draw(&mut pipe);
+        let loader = FluxTransformer2DModel::from_pretrained(folder(model)).subfolder("transformer");
+        let transformer = loader.load().unwrap();
+        let mut inputs = transformer.example_inputs(2, [16, 20]).unwrap();
+        // Of the prompts of the call.
+        inputs[1] = inputs[1].narrow(1, 0, 32);
+        inputs[5] = inputs[5].narrow(0, 0, 32);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        trace(&transformer, &inputs).unwrap().save(file.path()).unwrap();
+        pipe.set_transformer(TracedFluxTransformer::load(file.path(), Device::Cpu).unwrap());
+        let difference = draw(&mut pipe).max_abs_diff(&plain).unwrap();
+        record("flux techniques", model, "traced transformer", difference, 5e-6);
+        let names: Vec<_> = pipe.models().iter().map(|model| model.name).collect();
+        assert_eq!(names, ["text_encoder", "text_encoder_2", "vae"]);
+        let error = pipe.save_pretrained(tempfile::tempdir().unwrap().path()).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported(text) if text.contains("another transformer")), "{error}");
+        let error = pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap_err();
+        assert!(matches!(error, Error::Unsupported(_)), "{error}");
+    }
 }
 
 #[test]

@@ -6,7 +6,6 @@ use super::latents::{image_ids, pack, shift_of, unpack};
 use super::pipeline_flux::FluxPipeline;
 use crate::error::{Error, Result};
 use crate::image_processor::{Images, OutputType};
-use crate::models::ModelMixin;
 use crate::nn::Module;
 use crate::pipelines::generators::{Generators, common_arguments};
 use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_PROMPT, Watch};

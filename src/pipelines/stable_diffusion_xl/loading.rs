@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer};
-use crate::models::unets::UNet2DConditionModel;
+use crate::models::unets::{UNet, UNet2DConditionModel};
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -32,7 +32,7 @@ pub struct PassedStableDiffusionXLComponents {
     text_encoder_2: Option<Option<CLIPTextModelWithProjection>>,
     tokenizer: Option<Option<CLIPTokenizer>>,
     tokenizer_2: Option<Option<CLIPTokenizer>>,
-    unet: Option<UNet2DConditionModel>,
+    unet: Option<Box<dyn UNet>>,
     scheduler: Option<Box<dyn Scheduler>>,
 }
 
@@ -67,9 +67,9 @@ impl<P: From<StableDiffusionXLPipeline>> PipelineLoader<P, PassedStableDiffusion
         self
     }
 
-    /// Uses this UNet.
-    pub fn unet(mut self, unet: UNet2DConditionModel) -> Self {
-        self.passed.unet = Some(unet);
+    /// Uses this UNet; one without a configuration of its own takes over that of the folder.
+    pub fn unet(mut self, unet: impl UNet + 'static) -> Self {
+        self.passed.unet = Some(Box::new(unet));
         self
     }
 
@@ -118,7 +118,10 @@ impl<P: From<StableDiffusionXLPipeline>> PipelineLoader<P, PassedStableDiffusion
             passed => passed.flatten(),
         };
         bar.inc(1);
-        let unet = passed.unet.map_or_else(|| source.model("unet", MODELS), Ok)?;
+        let unet = match passed.unet {
+            Some(unet) => source.adopted(unet)?,
+            None => Box::new(source.model::<UNet2DConditionModel>("unet", MODELS)?),
+        };
         bar.inc(1);
         let vae = passed.vae.map_or_else(|| source.model("vae", MODELS), Ok)?;
         bar.finish_and_clear();

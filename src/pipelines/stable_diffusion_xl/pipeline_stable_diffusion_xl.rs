@@ -13,9 +13,8 @@ use crate::image_processor::VaeImageProcessor;
 use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer};
-use crate::models::unets::UNet2DConditionModel;
+use crate::models::unets::{UNet, UNet2DConditionModel};
 use crate::models::{ModelMixin, To};
-use crate::nn::Module;
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::model_index;
 use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, PooledPromptEmbeds, Prompt};
@@ -38,8 +37,8 @@ pub struct StableDiffusionXLComponents {
     pub tokenizer: Option<CLIPTokenizer>,
     /// Text to token numbers for the second text encoder.
     pub tokenizer_2: Option<CLIPTokenizer>,
-    /// Predicts the noise in latents.
-    pub unet: UNet2DConditionModel,
+    /// Predicts the noise in latents. Anything that implements [`UNet`] can take its place.
+    pub unet: Box<dyn UNet>,
     /// The noise schedule and its solver.
     pub scheduler: Box<dyn Scheduler>,
     /// Whether no negative prompt is an embedding of zeros, and not that of an empty text; the base model's is true.
@@ -73,8 +72,8 @@ pub struct StableDiffusionXLPipeline {
     pub tokenizer: Option<CLIPTokenizer>,
     /// Text to token numbers for the second text encoder.
     pub tokenizer_2: Option<CLIPTokenizer>,
-    /// Predicts the noise in latents.
-    pub unet: UNet2DConditionModel,
+    /// Predicts the noise in latents. Anything that implements [`UNet`] can take its place.
+    pub unet: Box<dyn UNet>,
     /// The noise schedule and its solver.
     pub scheduler: Box<dyn Scheduler>,
     /// How a call shows that it goes on.
@@ -127,6 +126,13 @@ impl StableDiffusionXLPipeline {
         pipe.into()
     }
 
+    /// Puts another UNet in the place of this one, such as [`TracedUNet`](crate::models::unets::TracedUNet). One without a
+    /// configuration of its own takes this one's over.
+    pub fn set_unet(&mut self, mut unet: impl UNet + 'static) {
+        unet.adopt(self.unet.config());
+        self.unet = Box::new(unet);
+    }
+
     /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
     pub fn call(&mut self, prompt: impl Into<Prompt>) -> StableDiffusionXLCall<'_> {
         StableDiffusionXLCall::new(self, Some(prompt.into()), None, TextToImage)
@@ -152,14 +158,14 @@ impl StableDiffusionXLPipeline {
         if let Some(text_encoder_2) = &self.text_encoder_2 {
             text_encoder_2.to(target).map_err(|error| error.within("text_encoder_2"))?;
         }
-        self.unet.to(target).map_err(|error| error.within("unet"))?;
+        self.unet.move_to(target).map_err(|error| error.within("unet"))?;
         self.vae.to(target).map_err(|error| error.within("vae"))
     }
 
     /// Where the work is done: where the models lie, or where offloading takes them.
     #[must_use]
     pub fn device(&self) -> Device {
-        self.unet.node().execution_device()
+        self.unet.device()
     }
 
     /// Pixels of the picture to one of the latents, each way.
@@ -180,7 +186,7 @@ impl StableDiffusionXLPipeline {
     /// Writes the pipeline to `folder`, so that diffusers reads it back.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
+    /// [`Error::Io`] if a file cannot be written; [`Error::Unsupported`] if the UNet is no [`UNet2DConditionModel`].
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_with(folder, &SaveOptions::default())
     }
@@ -196,6 +202,9 @@ impl StableDiffusionXLPipeline {
 
     /// Writes the components as those of a pipeline of class `class_name`.
     pub(super) fn save_as(&self, class_name: &str, folder: &Path, options: &SaveOptions) -> Result<()> {
+        let unet = self.unet.as_any().downcast_ref::<UNet2DConditionModel>().ok_or_else(|| {
+            Error::Unsupported("only a UNet2DConditionModel can be saved; this pipeline has another UNet".into())
+        })?;
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let class = |is_there: bool, class: &'static str| if is_there { class } else { "" };
         let text_encoder = class(self.text_encoder.is_some(), CLIPTextModel::CLASS_NAME);
@@ -230,7 +239,7 @@ impl StableDiffusionXLPipeline {
         if let Some(text_encoder_2) = &self.text_encoder_2 {
             text_encoder_2.save_pretrained_with(folder.join("text_encoder_2"), options)?;
         }
-        self.unet.save_pretrained_with(folder.join("unet"), options)?;
+        unet.save_pretrained_with(folder.join("unet"), options)?;
         self.vae.save_pretrained_with(folder.join("vae"), options)
     }
 }
@@ -239,12 +248,15 @@ impl Parts for StableDiffusionXLPipeline {
     fn models(&self) -> Vec<PipelineModel> {
         let text_encoder = self.text_encoder.as_ref().map(|model| PipelineModel::new("text_encoder", model));
         let text_encoder_2 = self.text_encoder_2.as_ref().map(|model| PipelineModel::new("text_encoder_2", model));
-        let others = [PipelineModel::new("unet", &self.unet), PipelineModel::new("vae", &self.vae)];
-        text_encoder.into_iter().chain(text_encoder_2).chain(others).collect()
+        let unet = self.unet.tree().map(|tree| PipelineModel::of_node::<UNet2DConditionModel>("unet", tree));
+        let vae = PipelineModel::new("vae", &self.vae);
+        [text_encoder, text_encoder_2, unet, Some(vae)].into_iter().flatten().collect()
     }
 
-    fn denoiser(&self, _: &str) -> Result<PipelineModel> {
-        Ok(PipelineModel::new("unet", &self.unet))
+    fn denoiser(&self, technique: &str) -> Result<PipelineModel> {
+        let refusal = || Error::Unsupported(format!("{technique} needs a UNet with modules; this one has none"));
+        let tree = self.unet.tree().ok_or_else(refusal)?;
+        Ok(PipelineModel::of_node::<UNet2DConditionModel>("unet", tree))
     }
 
     fn autoencoder(&self) -> &AutoencoderKL {

@@ -50,7 +50,7 @@ impl StableDiffusionXLPipeline {
 
     /// The dtype of embeddings, and of latents.
     pub(super) fn text_kind(&self) -> Kind {
-        self.text_encoder_2.as_ref().map_or(self.unet.node().dtype(), |text_encoder| text_encoder.node().dtype())
+        self.text_encoder_2.as_ref().map_or(self.unet.dtype(), |text_encoder| text_encoder.node().dtype())
     }
 }
 

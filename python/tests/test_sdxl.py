@@ -372,6 +372,27 @@ def test_loras_of_both_text_encoders_draw_as_in_diffusers(ours, lora):
     np.testing.assert_array_equal(draw(ours), plain)
 
 
+def test_loras_of_other_spellings_are_read_or_refused_by_name(ours):
+    def kohya(layer, channels):
+        factors = {"lora_down": random(4, channels), "lora_up": random(channels, 4)}
+        return {f"{layer}.{name}.weight": factor for name, factor in factors.items()}
+
+    attention = "transformer_blocks_0_attn1_to_q"
+    ours.load_lora_weights(
+        {
+            **kohya(f"lora_unet_down_blocks_1_attentions_0_{attention}", 64),
+            **kohya("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 32),
+            **kohya("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", 40),
+        }
+    )
+    assert sorted(ours.get_list_adapters()) == ["text_encoder", "text_encoder_2", "unet"]
+    for block in ("input_blocks_4_1", "output_blocks_0_1"):
+        with pytest.raises(NotImplementedError, match="`lora_unet_input_blocks_4_1_...`"):
+            ours.load_lora_weights(kohya(f"lora_unet_{block}_{attention}", 64))
+    with pytest.raises(ValueError, match="of another model"):
+        ours.load_lora_weights(kohya(f"lora_unet_down_blocks_7_attentions_0_{attention}", 64))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [

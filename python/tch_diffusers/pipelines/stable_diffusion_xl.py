@@ -24,7 +24,20 @@ class StableDiffusionXLPipeline(StableDiffusionXLBase):
     """Text to picture.
 
     `StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0", torch_dtype=torch.float16)` reads it
-    from the Hub.
+    from the Hub. Where embeddings are given, text encoders may be left out, as from this tiny one with random weights:
+
+    >>> import torch
+    >>> from tch_diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    >>> blocks = dict(down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"], layers_per_block=1)
+    >>> size = dict(sample_size=8, block_out_channels=[32], norm_num_groups=8, attention_head_dim=4, cross_attention_dim=16)
+    >>> added = dict(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=52)
+    >>> unet = UNet2DConditionModel.from_config({**blocks, **size, **added})
+    >>> vae = AutoencoderKL.from_config(dict(block_out_channels=[8], norm_num_groups=4))
+    >>> pipe = StableDiffusionXLPipeline(vae, None, None, None, None, unet, EulerDiscreteScheduler())
+    >>> pipe.set_progress_bar_config(disable=True)
+    >>> embeds = dict(prompt_embeds=torch.randn(1, 5, 16), pooled_prompt_embeds=torch.randn(1, 4))
+    >>> pipe(**embeds, num_inference_steps=2, output_type="pt").images.shape
+    torch.Size([1, 3, 8, 8])
     """
 
     def __init__(

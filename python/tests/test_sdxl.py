@@ -1,6 +1,7 @@
 """Stable Diffusion XL's pipelines draw what diffusers draws, from noise, from pictures and from base to refiner."""
 
 import json
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,28 @@ def test_components_of_both_libraries_mix(ours):
     mixed = diffusers.StableDiffusionXLPipeline(**{**theirs.components, **parts})
     mixed.set_progress_bar_config(disable=True)
     np.testing.assert_array_equal(draw(mixed), expected)
+
+
+class Traceable(torch.nn.Module):
+    """A UNet that is given tensors alone."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Any, timestep: Any, text: Any, text_embeds: Any, time_ids: Any) -> Any:
+        """The prediction."""
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
+
+
+def test_a_traced_unet_by_its_file(ours, tmp_path):
+    inputs = (random(2, 4, 8, 8), torch.tensor(999.0), random(2, 77, 72), random(2, 24), random(2, 6))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Traceable(reference().unet), inputs).save(str(tmp_path / "unet.pt"))
+    ours.unet = tmp_path / "unet.pt"
+    np.testing.assert_array_equal(draw(ours), draw(reference()))
 
 
 def test_techniques_change_no_bit(ours):

@@ -200,8 +200,14 @@ class StableDiffusionXLBase(UNetPipeline, StableDiffusionXLLoraLoaderMixin):
             tokens, whole = torch.cat([negative, tokens]), torch.cat([negative_whole, whole])
         return {"prompt_embeds": tokens.to(device), "add_text_embeds": whole.to(device)}
 
-    def _added_conditions(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        return {"added_cond_kwargs": {"text_embeds": tensors["add_text_embeds"], "time_ids": tensors["add_time_ids"]}}
+    def _predict(
+        self, sample: torch.Tensor, t: torch.Tensor, tensors: dict[str, Any], conditions: dict[str, Any]
+    ) -> torch.Tensor:
+        added = {"text_embeds": tensors["add_text_embeds"], "time_ids": tensors["add_time_ids"]}
+        # A module of `torch.jit.trace` takes tensors, and no dictionary of them beside others.
+        if isinstance(self.unet, torch.jit.ScriptModule):
+            return first(self.unet(sample, t, tensors["prompt_embeds"], *added.values()))
+        return super()._predict(sample, t, tensors, {**conditions, "added_cond_kwargs": added})
 
     def _check_added(self, numbers: int, pooled: torch.Tensor) -> None:
         """Holds the UNet to how many numbers it is told beside the pooled text."""

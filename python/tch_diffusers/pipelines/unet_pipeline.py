@@ -346,8 +346,7 @@ class UNetPipeline(DiffusionPipeline):
                 latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
                 if beside is not None:
                     latent_model_input = beside(latent_model_input, tensors)
-                told = {**conditions, **self._added_conditions(tensors)}
-                noise_pred = first(self.unet(latent_model_input, t, tensors["prompt_embeds"], **told))
+                noise_pred = self._predict(latent_model_input, t, tensors, conditions)
                 if guides:
                     noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
                     noise_pred = noise_pred_uncond + self._guidance_scale * (noise_pred_text - noise_pred_uncond)
@@ -365,9 +364,11 @@ class UNetPipeline(DiffusionPipeline):
         last: torch.Tensor = tensors["latents"]
         return last
 
-    def _added_conditions(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What the UNet is told in a step beside sample, timestep and text."""
-        return {}
+    def _predict(
+        self, sample: torch.Tensor, t: torch.Tensor, tensors: dict[str, Any], conditions: dict[str, Any]
+    ) -> torch.Tensor:
+        """What the UNet says in a step."""
+        return first(self.unet(sample, t, tensors["prompt_embeds"], **conditions))
 
     def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, Any]:
         """What this scheduler's `step` takes beside output, timestep and sample."""

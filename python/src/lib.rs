@@ -42,8 +42,8 @@ mod _tch_diffusers {
     };
     #[pymodule_export]
     use super::models::{
-        AutoencoderKL, CLIPTextModel, DiagonalGaussianDistribution, FluxTransformer2DModel,
-        StableDiffusionSafetyChecker, T5EncoderModel, UNet2DConditionModel,
+        AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, DiagonalGaussianDistribution,
+        FluxTransformer2DModel, StableDiffusionSafetyChecker, T5EncoderModel, UNet2DConditionModel,
     };
     #[pymodule_export]
     use super::node::Node;

@@ -344,6 +344,28 @@ model_class!(
     }
 );
 model_class!(
+    /// CLIP's text model and a linear map of the pooled state.
+    CLIPTextModelWithProjection,
+    text_encoders::CLIPTextModelWithProjection,
+    {
+        /// The pooled state through the map, the last hidden state and, if asked for, all hidden states.
+        #[pyo3(signature = (input_ids, attention_mask=None, output_hidden_states=false))]
+        fn forward(
+            &self,
+            py: Python<'_>,
+            input_ids: PyTensor,
+            attention_mask: Option<PyTensor>,
+            output_hidden_states: bool,
+        ) -> PyResult<(PyTensor, PyTensor, Option<Vec<PyTensor>>)> {
+            let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
+            let forward = move || self.0.lock().forward(&ids, mask.as_ref(), output_hidden_states);
+            let output = py.detach(forward).or_raise()?;
+            let hidden_states = output.hidden_states.map(|states| states.into_iter().map(PyTensor).collect());
+            Ok((PyTensor(output.text_embeds), PyTensor(output.last_hidden_state), hidden_states))
+        }
+    }
+);
+model_class!(
     /// The safety checker of Stable Diffusion.
     StableDiffusionSafetyChecker,
     stable_diffusion::StableDiffusionSafetyChecker,

@@ -30,8 +30,10 @@ from tch_diffusers import _tch_diffusers  # noqa: E402
 from tch_diffusers.hooks import apply_group_offloading, apply_layerwise_casting  # noqa: E402
 from tch_diffusers.models import (  # noqa: E402
     AutoencoderKL,
+    AutoModel,
     CLIPImageProcessor,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     FluxTransformer2DModel,
     ModelMixin,
@@ -40,12 +42,17 @@ from tch_diffusers.models import (  # noqa: E402
     UNet2DConditionModel,
 )
 from tch_diffusers.pipelines import (  # noqa: E402
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
     DiffusionPipeline,
     FluxPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionSafetyChecker,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
 )
 from tch_diffusers.schedulers import (  # noqa: E402
     DDIMInverseScheduler,
@@ -71,9 +78,14 @@ __version__ = "0.1.0"
 __libtorch_version__ = _tch_diffusers.libtorch_version()
 
 __all__ = [
+    "AutoModel",
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "AutoencoderKL",
     "CLIPImageProcessor",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "CLIPTokenizer",
     "DDIMInverseScheduler",
     "DDIMScheduler",
@@ -99,6 +111,8 @@ __all__ = [
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionSafetyChecker",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
     "T5EncoderModel",
     "T5Tokenizer",
     "UNet2DConditionModel",

@@ -12,6 +12,7 @@ __all__ = [
     "AutoencoderKL",
     "DiagonalGaussianDistribution",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "StableDiffusionSafetyChecker",
     "T5EncoderModel",
     "FluxTransformer2DModel",
@@ -173,6 +174,24 @@ class CLIPTextModel:
         self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
     ) -> tuple[Tensor, Tensor, list[Tensor] | None]: ...
     def clip_skip(self, input_ids: Tensor, attention_mask: Tensor | None = None, clip_skip: int = 0) -> Tensor: ...
+
+@final
+class CLIPTextModelWithProjection:
+    """CLIP's text model and a linear map of the pooled state."""
+
+    @staticmethod
+    def load(loading: _Loading) -> CLIPTextModelWithProjection: ...
+    @staticmethod
+    def build(config: str, state_dict: _Weights | None = None, seed: int = 0) -> CLIPTextModelWithProjection: ...
+    def config(self) -> str: ...
+    def node(self) -> Node: ...
+    def share(self) -> CLIPTextModelWithProjection: ...
+    def save(
+        self, folder: str | PathLike[str], max_shard_size: int | str | None = None, variant: str | None = None
+    ) -> None: ...
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None]: ...
 
 @final
 class StableDiffusionSafetyChecker:

@@ -32,6 +32,17 @@ def test_the_unet_predicts_what_diffusers_does(unet, reference):
     assert torch.equal(unet(arguments[0], torch.tensor([981, 981]), encoder_hidden_states=arguments[2])["sample"], expected)
 
 
+def test_layers_say_how_large_they_are(unet, reference):
+    ours = dict(unet.named_modules())
+    compared = 0
+    for path, layer in reference.unet.named_modules():
+        for name in ("in_features", "out_features", "in_channels", "out_channels"):
+            if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and hasattr(layer, name):
+                assert getattr(ours[path], name) == getattr(layer, name), path
+                compared += 1
+    assert compared > 100 and not hasattr(unet.conv_in, "in_features")
+
+
 @torch.no_grad()
 def test_the_vae_encodes_and_decodes_as_diffusers(vae, reference):
     picture = torch.rand(2, 3, 64, 64) * 2 - 1

@@ -1,6 +1,6 @@
-"""CLIP's text model.
+"""CLIP's text models.
 
-Mirrors `CLIPTextModel` of `transformers/models/clip/modeling_clip.py` at 5.23.
+Mirrors `CLIPTextModel` and `CLIPTextModelWithProjection` of `transformers/models/clip/modeling_clip.py` at 5.23.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tch_diffusers.loaders.peft import PeftAdapterMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import BaseOutput
 
-__all__ = ["CLIPTextModel", "CLIPTextModelOutput"]
+__all__ = ["CLIPTextModel", "CLIPTextModelOutput", "CLIPTextModelWithProjection", "CLIPTextModelWithProjectionOutput"]
 
 
 @dataclass(eq=False)
@@ -59,3 +59,38 @@ class CLIPTextModel(ModelMixin, PeftAdapterMixin):
         if clip_skip is None:
             return self._core.forward(input_ids, attention_mask)[0]
         return self._core.clip_skip(input_ids, attention_mask, clip_skip)
+
+
+@dataclass(eq=False)
+class CLIPTextModelWithProjectionOutput(BaseOutput):
+    """What the text model with a projection gives."""
+
+    text_embeds: torch.Tensor
+    last_hidden_state: torch.Tensor
+    hidden_states: Optional[tuple[torch.Tensor, ...]] = None
+
+
+class CLIPTextModelWithProjection(ModelMixin):
+    """The text half of CLIP and a linear map of the pooled state: Stable Diffusion XL's second text encoder.
+
+    >>> import torch
+    >>> size = dict(hidden_size=16, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, projection_dim=4)
+    >>> text_encoder_2 = CLIPTextModelWithProjection.from_config(dict(vocab_size=9, eos_token_id=8, **size))
+    >>> text_encoder_2(torch.tensor([[7, 1, 8, 8]])).text_embeds.shape
+    torch.Size([1, 4])
+    """
+
+    _core_class = _tch_diffusers.CLIPTextModelWithProjection
+    _core: _tch_diffusers.CLIPTextModelWithProjection
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> CLIPTextModelWithProjectionOutput | tuple[object, ...]:
+        """The projected state at the end of the text, the last hidden state and, if asked for, those of all layers."""
+        embeds, last, states = self._core.forward(input_ids, attention_mask, output_hidden_states)
+        output = CLIPTextModelWithProjectionOutput(embeds, last, tuple(states) if states is not None else None)
+        return output if return_dict else output.to_tuple()

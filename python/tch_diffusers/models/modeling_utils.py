@@ -24,6 +24,14 @@ __all__ = ["ModelMixin", "Module"]
 
 Self = TypeVar("Self", bound="ModelMixin")
 
+MODELS: dict[str, type[ModelMixin]] = {}
+# Which side of its weight says how large a layer is, by torch's name for it.
+_SIDES = {
+    "Linear": {"out_features": 0, "in_features": 1},
+    "Conv2d": {"out_channels": 0, "in_channels": 1},
+    "Embedding": {"num_embeddings": 0, "embedding_dim": 1},
+}
+
 
 class Module(torch.nn.Module):
     """A module of a model: its weights by name, and the modules below it.
@@ -51,6 +59,9 @@ class Module(torch.nn.Module):
             child = self._child(name)
             if child is not None:
                 return child
+            sides = _SIDES.get(node.class_name, {})
+            if name in sides:
+                return self.weight.shape[sides[name]]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -236,6 +247,10 @@ class ModelMixin(Module, ConfigMixin):
     _core: Any
     _group_offload_block_modules: list[str] | None = None
     _skip_layerwise_casting_patterns: list[str] = []
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        MODELS[cls.__name__] = cls
 
     def __init__(self, core: Any, config: dict[str, Any]) -> None:
         self.__dict__["_core"] = core

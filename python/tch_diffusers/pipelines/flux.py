@@ -21,9 +21,9 @@ from tch_diffusers.models import (
     T5EncoderModel,
     T5Tokenizer,
 )
-from tch_diffusers.models.clip_tokenizer import Tokenizer
+from tch_diffusers.pipelines.denoising import SCHEDULERS, refuse_ip_adapters
 from tch_diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from tch_diffusers.pipelines.stable_diffusion_base import SCHEDULERS, refuse_ip_adapters
+from tch_diffusers.pipelines.prompts import input_ids, texts_of
 from tch_diffusers.schedulers import SchedulerMixin
 from tch_diffusers.utils import BaseOutput, Generators, logger, randn_tensor
 
@@ -147,29 +147,18 @@ class FluxPipeline(DiffusionPipeline):
             raise NotImplementedError("LoRA is not supported")
         device = device or self._execution_device
         if prompt_embeds is None or pooled_prompt_embeds is None:
-            texts = [prompt] if isinstance(prompt, str) else list(prompt)
-            second = prompt_2 or texts
-            second = [second] if isinstance(second, str) else list(second)
+            texts = texts_of(prompt)
+            second = texts_of(prompt_2 or texts)
             limit = self.tokenizer.model_max_length
-            pooled = self.text_encoder(self._ids(self.tokenizer, texts, limit, self.text_encoder)).pooler_output
-            embeds = self.text_encoder_2(self._ids(self.tokenizer_2, second, max_sequence_length, self.text_encoder_2))[0]
+            pooled = self.text_encoder(input_ids(self.tokenizer, texts, limit, self.text_encoder, warn=True)).pooler_output
+            ids = input_ids(self.tokenizer_2, second, max_sequence_length, self.text_encoder_2, warn=True)
+            embeds = self.text_encoder_2(ids)[0]
             pooled = pooled.to(device, self.text_encoder.dtype).repeat_interleave(num_images_per_prompt, 0)
             embeds = embeds.to(device, self.text_encoder_2.dtype).repeat_interleave(num_images_per_prompt, 0)
         else:
             embeds, pooled = prompt_embeds, pooled_prompt_embeds
         places = torch.zeros(embeds.shape[1], 3, device=device, dtype=self.text_encoder.dtype)
         return embeds, pooled, places
-
-    def _ids(self, tokenizer: Any, texts: list[str], max_length: int, model: Any) -> torch.Tensor:
-        if isinstance(tokenizer, Tokenizer):
-            ids, _, removed = tokenizer.tokenize_for_prompt(texts, max_length)
-            if removed is not None:
-                logger.warning("at most %d tokens are read, so this part of the prompt was cut: %s", max_length, removed)
-        else:
-            told: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-            ids = tokenizer(texts, max_length=max_length, **told).input_ids
-        place: Any = getattr(model, "execution_device", None) or getattr(model, "device", "cpu")
-        return ids.to(place)
 
     def check_inputs(
         self,

@@ -54,6 +54,8 @@ class DiffusionPipeline(ConfigMixin):
     model_cpu_offload_seq: str = ""
     _exclude_from_cpu_offload: list[str] = []
     _component_classes: dict[str, Any] = {}
+    # Components that are arguments of the constructor without a default, and may be `None` or left out of a folder.
+    _optional_components: list[str] = []
     _progress_bar_config: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,7 +84,7 @@ class DiffusionPipeline(ConfigMixin):
             raise NotImplementedError("pickle files can run code and are not read: leave `use_safetensors` at True")
         hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
         folder = pipeline_folder(pretrained_model_name_or_path, variant, list(kwargs), **hub)
-        index = _read_index(folder)
+        index = read_index(folder)
         written = _PIPELINES.get(index.get("_class_name", ""))
         # A class that is named reads the folders of all that are made of the same components.
         pipeline = written if written is None or cls is DiffusionPipeline else cls
@@ -90,13 +92,13 @@ class DiffusionPipeline(ConfigMixin):
             raise NotImplementedError(f"{folder} holds a {index.get('_class_name')}, not a {cls.__name__}")
         kwargs.pop("low_cpu_mem_usage", None)
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in pipeline._component_classes}
-        options = {name: kwargs.pop(name) for name in ("requires_safety_checker",) if name in kwargs}
+        options = {name: kwargs.pop(name) for name in pipeline._options() if name in kwargs}
         if kwargs:
             raise TypeError(f"{pipeline.__name__}.from_pretrained takes no {', '.join(kwargs)}")
         chosen = dtype if dtype is not None else torch_dtype
         components = pipeline._load(folder, index, given, chosen, variant)
-        if "requires_safety_checker" in index:
-            options.setdefault("requires_safety_checker", index["requires_safety_checker"])
+        options = {**{name: index[name] for name in pipeline._options() if name in index}, **options}
+        components = {**dict.fromkeys(pipeline._optional_components), **components}
         needed = inspect.signature(pipeline.__init__).parameters.items()
         missing = [name for name, one in needed if one.default is one.empty and name not in ("self", *components)]
         if missing:
@@ -115,14 +117,15 @@ class DiffusionPipeline(ConfigMixin):
         given = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", None) or given
         # Differs from diffusers: there, without a dtype, the models of both pipelines are cast to float32.
-        options = {name: kwargs.pop(name) for name in ("requires_safety_checker",) if name in kwargs}
-        if "requires_safety_checker" in pipeline.config:
-            options.setdefault("requires_safety_checker", pipeline.config["requires_safety_checker"])
+        options, own = _options_of(pipeline), cls._options()
+        options.update({name: kwargs.pop(name) for name in own if name in kwargs})
         unknown = set(kwargs) - set(cls._component_classes)
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pipe takes no {', '.join(sorted(unknown))}")
         components = {name: part for name, part in pipeline.components.items() if name in cls._component_classes}
-        made = cls(**{**components, **kwargs}, **options)
+        made = cls(**{**components, **kwargs}, **{name: value for name, value in options.items() if name in own})
+        # For the way back, as diffusers keeps them.
+        made.register_to_config(**{f"_{name}": value for name, value in options.items() if name not in own})
         for name in ("_unet_config", "_model_offload", "_progress_bar_config"):
             if name in pipeline.__dict__ and "unet" not in kwargs:
                 made.__dict__[name] = pipeline.__dict__[name]
@@ -141,7 +144,7 @@ class DiffusionPipeline(ConfigMixin):
         scheduler = components.pop("scheduler")
         parts = {name: part.share() if isinstance(part, ModelMixin) else part for name, part in components.items()}
         made: Any = type(self)
-        second = made(**parts, scheduler=type(scheduler).from_config(scheduler.config))
+        second = made(**parts, scheduler=type(scheduler).from_config(scheduler.config), **self._own_options())
         # As it is here: one that was put in later was not brought up to date, as the constructor does with its own.
         second.scheduler = type(scheduler).from_config(scheduler.config)
         for name in ("_unet_config", "_progress_bar_config"):
@@ -276,11 +279,18 @@ class DiffusionPipeline(ConfigMixin):
                 saved.save_pretrained(folder / name, variant=variant, **sized)
             else:
                 part.save_pretrained(folder / name)
-        text = json.dumps(dict(sorted({**self._saved_options(), **index}.items())), indent=2)
+        text = json.dumps(dict(sorted({**self._own_options(), **index}.items())), indent=2)
         (folder / self.config_name).write_text(text + "\n", encoding="utf-8")
 
-    def _saved_options(self) -> dict[str, Any]:
-        return {}
+    @classmethod
+    def _options(cls) -> list[str]:
+        """What the constructor takes beside components."""
+        taken = list(inspect.signature(cls.__init__).parameters)[1:]
+        return [name for name in taken if name not in cls._component_classes]
+
+    def _own_options(self) -> dict[str, Any]:
+        taken = self._options()
+        return {name: value for name, value in _options_of(self).items() if name in taken}
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """Has one model at a time on the device, the others on the CPU."""
@@ -393,7 +403,15 @@ class DiffusionPipeline(ConfigMixin):
         return "\n".join([f"{type(self).__name__} {{", *parts, "}"])
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _options_of(pipeline: Any) -> dict[str, Any]:
+    """What a pipeline is configured with, and what the one was that its components come from."""
+    config = {name.removeprefix("_"): value for name, value in getattr(pipeline, "_internal_dict", {}).items()}
+    others = ("name_or_path", "class_name", "diffusers_version", *pipeline.components)
+    return {name: value for name, value in config.items() if name not in others}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `model_index.json` says."""
     path = folder / DiffusionPipeline.config_name
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

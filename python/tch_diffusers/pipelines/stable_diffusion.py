@@ -11,15 +11,9 @@ from typing import Any
 import torch
 
 from tch_diffusers.image_processor import check_output_type
-from tch_diffusers.pipelines.stable_diffusion_base import (
-    Callbacks,
-    StableDiffusionBase,
-    StableDiffusionPipelineOutput,
-    check_numbers,
-    refuse_ip_adapters,
-    retrieve_timesteps,
-)
-from tch_diffusers.utils import Generators, randn_tensor
+from tch_diffusers.pipelines.denoising import Callbacks, check_numbers, refuse_ip_adapters, retrieve_timesteps
+from tch_diffusers.pipelines.stable_diffusion_base import StableDiffusionBase, StableDiffusionPipelineOutput
+from tch_diffusers.utils import Generators
 
 __all__ = ["StableDiffusionPipeline", "StableDiffusionPipelineOutput"]
 
@@ -66,12 +60,7 @@ class StableDiffusionPipeline(StableDiffusionBase):
         """Noise to begin with, or the latents given, scaled as the scheduler wants them."""
         factor = self.vae_scale_factor
         shape = (batch_size, num_channels_latents, height // factor, width // factor)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"{len(generator)} generators were given for a batch of {batch_size}: give one, or one per image")
-        self._check_latents(latents, shape)
-        latents = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device)
-        scaled: torch.Tensor = latents * self.scheduler.init_noise_sigma
-        return scaled
+        return self._latents_of_noise(shape, dtype, device, generator, latents)
 
     @torch.no_grad()
     def __call__(

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from tch_diffusers.image_processor import check_output_type
-from tch_diffusers.pipelines.stable_diffusion_base import (
+from tch_diffusers.pipelines.denoising import (
     Callbacks,
-    StableDiffusionBase,
     check_numbers,
     check_strength,
     refuse_ip_adapters,
     retrieve_timesteps,
 )
+from tch_diffusers.pipelines.stable_diffusion_base import StableDiffusionBase
 from tch_diffusers.utils import Generators, randn_tensor
 
 __all__ = ["StableDiffusionImg2ImgPipeline"]
@@ -68,19 +68,7 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
         generator: Generators = None,
     ) -> torch.Tensor:
         """The picture's latents, with noise as it is at `timestep`."""
-        image = image.to(device=device, dtype=dtype)
-        batch, given = batch_size * num_images_per_prompt, image.shape[0]
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(f"{len(generator)} generators were given for a batch of {batch}: give one, or one per image")
-        if given == 0 or batch % given != 0:
-            raise ValueError(f"{given} of `image` cannot serve {batch} pictures: give one, or one for each")
-        if image.shape[1] == 4:
-            latents = image
-        else:
-            if isinstance(generator, list) and given < batch:
-                image = torch.cat([image] * (batch // given), dim=0)
-            latents = self._encode_vae_image(image, generator)
-        latents = torch.cat([latents] * (batch // latents.shape[0]), dim=0)
+        latents = self._latents_of_image(image, batch_size * num_images_per_prompt, dtype, device, generator)
         noise = randn_tensor(tuple(latents.shape), generator, device, dtype)
         noised: torch.Tensor = self.scheduler.add_noise(latents, noise, timestep)
         return noised

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from tch_diffusers.image_processor import VaeImageProcessor, check_output_type
-from tch_diffusers.pipelines.stable_diffusion_base import (
+from tch_diffusers.pipelines.denoising import (
     Callbacks,
-    StableDiffusionBase,
     check_numbers,
     check_strength,
     refuse_ip_adapters,
     retrieve_timesteps,
 )
+from tch_diffusers.pipelines.stable_diffusion_base import StableDiffusionBase
 from tch_diffusers.utils import Generators, randn_tensor
 
 __all__ = ["StableDiffusionInpaintPipeline"]

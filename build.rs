@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "context",
     "cuda",
     "generator",
+    "inference",
     "jit",
     "memory",
     "prepack",

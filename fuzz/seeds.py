@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -80,6 +81,46 @@ def tokenizers() -> None:
     write("tokenizer", "whole", b"\xff".join([b"ab <x>", old[1], json.dumps(whole).encode()]))
 
 
+def lora(layers: dict, names: tuple[str, str, str], prefix: str = "", alpha: bool = False) -> dict[str, tuple]:
+    """The shapes of a LoRA's tensors by key; `names` are what comes after a layer's name."""
+    tensors = {}
+    for name, (outputs, inputs, *kernel) in layers.items():
+        tensors[prefix + name + names[0]] = (2, inputs, *kernel)
+        tensors[prefix + name + names[1]] = (outputs, 2, *[1 for _ in kernel])
+        if alpha:
+            tensors[prefix + name + names[2]] = ()
+    return tensors
+
+
+def loras() -> None:
+    unet = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (4, 4), "mid_block.resnets.0.conv1": (8, 8, 3, 3)}
+    text = {"text_model.encoder.layers.0.self_attn.q_proj": (4, 4), "text_model.encoder.layers.0.mlp.fc1": (8, 4)}
+    flat = lambda layers: {name.replace(".", "_"): shape for name, shape in layers.items()}
+    peft, kohya = (".lora_A.weight", ".lora_B.weight", ".alpha"), (".lora_down.weight", ".lora_up.weight", ".alpha")
+    processor = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora": (4, 4)}
+    config = {"r": 2, "lora_alpha": 3, "rank_pattern": {"conv1": 2}, "alpha_pattern": {"^mid_block": 1}, "use_rslora": True}
+    files = {
+        "peft": (lora(unet, peft, "unet.") | lora(text, peft, "text_encoder."), None),
+        "bias": (lora({"conv_in": (4, 4, 3, 3)}, peft, "unet.") | {"unet.conv_in.lora_B.bias": (4,)}, None),
+        "bare": (lora(unet, peft), None),
+        "metadata": (lora(unet, peft, "unet."), {f"unet.{key}": value for key, value in config.items()}),
+        "diffusers": (lora(unet, (".lora.down.weight", ".lora.up.weight", ""), "unet."), None),
+        "processors": (lora(processor, (".down.weight", ".up.weight", ""), "unet."), None),
+        "text": (lora(text, (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", ""), "text_encoder."), None),
+        "kohya": (lora(flat(unet), kohya, "lora_unet_", True) | lora(flat(text), kohya, "lora_te_", True), None),
+        "kohya_te1": (lora(flat(text), kohya, "lora_te1_"), None),
+    }
+    for name, (shapes, metadata) in files.items():
+        text = "" if metadata is None else json.dumps(metadata)
+        parts = [bytes([0, len(shape), *shape]) + key.encode() for key, shape in shapes.items()]
+        write("lora", name, b"\x01" + b"\xff".join([text.encode(), *parts]))
+        header, end = {} if metadata is None else {"__metadata__": {"lora_adapter_metadata": text}}, 0
+        for key, shape in shapes.items():
+            start, end = end, end + 4 * math.prod(shape)
+            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        write("lora", f"{name}-file", b"\x00" + safetensors(header, bytes(end)))
+
+
 def pictures() -> None:
     plain = chunk(b"tEXt", b"prompt\0a cat")
     packed = chunk(b"zTXt", b"tch-diffusers\0\0" + zlib.compress(b'{"model": "bundled"}'))
@@ -94,4 +135,5 @@ if __name__ == "__main__":
     index()
     configs()
     tokenizers()
+    loras()
     pictures()

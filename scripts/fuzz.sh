@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 runs=${1:-1000000}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(safetensors config shard_index tokenizer png_text)
+[ ${#targets[@]} -gt 0 ] || targets=(safetensors config shard_index tokenizer lora png_text)
 command -v cargo-fuzz > /dev/null || {
   echo "error: cargo-fuzz is missing: cargo install cargo-fuzz" >&2
   exit 1

@@ -196,7 +196,7 @@ impl VaeImageProcessor {
     /// # Errors
     /// [`Error::OutOfMemory`] where the result has no room.
     pub fn denormalize(images: &Tensor) -> Result<Tensor> {
-        Ok(images.times(0.5)?.plus(0.5)?.f_clamp(0.0, 1.0)?)
+        images.times(0.5)?.plus(0.5)?.clamped(0.0, 1.0)
     }
 }
 

@@ -205,9 +205,13 @@ fn a_folder_of_flux_needs_no_flag() {
     assert_eq!(pixels("a.png"), pixels("b.png"));
     assert_eq!(pixels("a.png"), pixels("c.png"));
     assert_ne!(pixels("a.png"), pixels("d.png"));
-    for (more, part) in
-        [(&["--eta", "0.5"][..], "--eta goes with Stable Diffusion"), (&["--clip-skip", "1"], "--clip-skip")]
-    {
+    let cases: [(&[&str], &str); 4] = [
+        (&["--eta", "0.5"], "--eta goes with Stable Diffusion"),
+        (&["--clip-skip", "1"], "--clip-skip"),
+        (&["--no-safety-checker"], "error: --no-safety-checker: a FluxPipeline has no safety checker\n"),
+        (&["--traced-unet", "a.pt"], "--traced-unet goes with Stable Diffusion; the model is a FluxPipeline"),
+    ];
+    for (more, part) in cases {
         let output = draw("e.png", more);
         assert_eq!(output.status.code(), Some(2), "{more:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{}", String::from_utf8_lossy(&output.stderr));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::Path;
 use tch_diffusers::CLIPTokenizer;
-use tch_diffusers::loaders::{SafetensorsHeader, parse_shard_index};
+use tch_diffusers::loaders::{LoraStateDict, SafetensorsHeader, parse_shard_index};
 use tch_diffusers::utils::image::parse_png_text;
 
 #[test]
@@ -57,5 +57,18 @@ fn a_picture_in_memory_gives_its_texts() {
     assert_eq!(texts, [("prompt".to_string(), "\u{e9}toile".to_string())]);
     for length in 0..bytes.len() {
         drop(parse_png_text(Path::new("a.png"), Cursor::new(&bytes[..length])));
+    }
+}
+
+#[test]
+fn a_lora_in_memory_is_the_one_in_its_file() {
+    for name in ["peft_conv", "kohya_half", "metadata"] {
+        let file = crate::support::generated("lora").join("_files").join(format!("{name}.safetensors"));
+        let bytes = std::fs::read(&file).unwrap();
+        let (whole, memory) = (LoraStateDict::read(&file).unwrap(), LoraStateDict::parse(&file, &bytes).unwrap());
+        assert_eq!(format!("{whole:?}"), format!("{memory:?}"), "{name}");
+        for length in [0, 7, 100, bytes.len() - 1] {
+            assert!(LoraStateDict::parse(&file, &bytes[..length]).is_err(), "{name}: {length}");
+        }
     }
 }

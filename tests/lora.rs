@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
+use tch_diffusers::loaders::lora::{BlockWeights, LoraLayers, PeftAdapterMixin, SaveLora};
 use tch_diffusers::loaders::{LoraOptions, LoraStateDict};
 use tch_diffusers::models::unets::{TracedUNet, UNet2DConditionModel};
-use tch_diffusers::models::{To, Traceable, trace};
+use tch_diffusers::models::{ModelMixin, To, Traceable, trace};
 use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::stable_diffusion::{CrossAttentionKwargs, FuseLora, LORA_LOADABLE_MODULES};
 use tch_diffusers::utils::progress::ProgressBarConfig;
-use tch_diffusers::{Error, MemoryFormat, PipelineMixin, StableDiffusionPipeline, TensorExt};
+use tch_diffusers::{AutoencoderKL, Error, MemoryFormat, PipelineMixin, StableDiffusionPipeline, TensorExt};
 
 fn pipeline(kind: Kind) -> StableDiffusionPipeline {
     let hidden = ProgressBarConfig { disable: true, desc: None };
@@ -395,4 +396,158 @@ fn layers_that_the_model_has_not_are_passed_over() {
     let mut plain = pipeline(Kind::Float);
     plain.load_lora_weights(file("peft"), &LoraOptions::default()).unwrap();
     assert!(equal(&draw(&mut pipe), &draw(&mut plain)));
+}
+
+fn unet(pipe: &StableDiffusionPipeline) -> &UNet2DConditionModel {
+    pipe.unet.as_any().downcast_ref().unwrap()
+}
+
+#[test]
+fn a_saved_lora_is_read_again_to_the_bit_with_its_alphas() {
+    for name in ["peft_conv", "kohya_mixed", "kohya_half", "metadata", "rslora", "only_text"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = pipeline(Kind::Float);
+        first.load_lora_weights(file(name), &LoraOptions::default().adapter_name("a")).unwrap();
+        first.set_adapters(&["a"], &[0.3]).unwrap();
+        let layers = first.lora_layers("a").unwrap();
+        let saved = StableDiffusionPipeline::save_lora_weights(folder.path(), &layers, &SaveLora::default()).unwrap();
+        assert_eq!(saved, folder.path().join("pytorch_lora_weights.safetensors"));
+        let mut second = pipeline(Kind::Float);
+        second.load_lora_weights(folder.path(), &LoraOptions::default().adapter_name("b")).unwrap();
+        let again = second.lora_layers("b").unwrap();
+        assert_eq!(layers.len(), again.len(), "{name}");
+        for ((component, old), (other, new)) in layers.iter().zip(&again) {
+            assert_eq!((component, &old.metadata), (other, &new.metadata), "{name}");
+            assert_same(&old.state_dict, &new.state_dict);
+        }
+        // The weight of `set_adapters` is the pipeline's, not the file's.
+        first.set_adapters(&["a"], &[1.0]).unwrap();
+        assert!(equal(&draw(&mut first), &draw(&mut second)), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_saved_is_refused_and_leaves_the_old_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = with_lora(Kind::Float);
+    let save = |layers: &[(&str, LoraLayers)], options: &SaveLora| {
+        StableDiffusionPipeline::save_lora_weights(folder.path(), layers, options)
+    };
+    let named = SaveLora { weight_name: Some("mine.safetensors".into()), ..SaveLora::default() };
+    let path = save(&pipe.lora_layers("default_0").unwrap(), &named).unwrap();
+    assert_eq!(path, folder.path().join("mine.safetensors"));
+    let before = std::fs::read(&path).unwrap();
+    let complex = vec![("conv_in.lora_A.weight".to_string(), Tensor::zeros([1], (Kind::ComplexFloat, Device::Cpu)))];
+    for (layers, words) in [
+        (vec![], "no layers"),
+        (vec![("unet", LoraLayers::default())], "no layers"),
+        (vec![("vae", LoraLayers::default())], "not of `vae`"),
+        (vec![("unet", LoraLayers { state_dict: complex, metadata: None })], "cannot hold dtype"),
+    ] {
+        let error = save(&layers, &named).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert!(pipe.lora_layers("other").unwrap_err().to_string().contains("no adapter `other`"));
+    let layers = pipe.lora_layers("default_0").unwrap();
+    let error = StableDiffusionPipeline::save_lora_weights(&path, &layers, &SaveLora::default()).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+}
+
+#[test]
+fn weights_by_blocks_that_the_unet_has_not_are_refused_and_change_nothing() {
+    let mut pipe = with_lora(Kind::Float);
+    let before = draw(&mut pipe);
+    let weights = BlockWeights::default;
+    for (weights, words) in [
+        (weights().down([(1, 0.5.into())]), "`down.block_1` is no block with attention: those are block_0"),
+        (weights().up([(7, 0.5.into())]), "`up.block_7` is no block with attention: those are block_1"),
+        (weights().up([0.1, 0.2, 0.3]), "`up.block_1` has 2 attentions, and 3 weights"),
+        (weights().down([(0, [0.1, 0.2].into())]), "`down.block_0` has 1 attention, and 2 weights"),
+    ] {
+        let error = pipe.set_adapters(&["default_0"], &[weights]).unwrap_err();
+        assert!(matches!(error, Error::Argument(_)) && error.to_string().contains(words), "{error}");
+    }
+    assert!(equal(&draw(&mut pipe), &before));
+    pipe.set_adapters(&["default_0"], &[weights().down(1.0).mid(1.0).up([1.0])]).unwrap();
+    assert!(equal(&draw(&mut pipe), &before));
+    pipe.set_adapters(&["default_0"], &[weights().mid(0.0)]).unwrap();
+    assert!(!equal(&draw(&mut pipe), &before));
+    let vae = AutoencoderKL::from_pretrained(generated("lora").join("_models/sd1/vae")).load().unwrap();
+    let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+    let tensors = [("decoder.conv_in.lora_A.weight", [2, 4, 3, 3]), ("decoder.conv_in.lora_B.weight", [32, 2, 1, 1])];
+    let tensors: Vec<_> = tensors.iter().map(|(key, shape)| (key.to_string(), ones(shape))).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vae.safetensors");
+    Tensor::write_safetensors(&tensors, &path).unwrap();
+    vae.load_lora_adapter(&path, None, &LoraOptions::default()).unwrap();
+    let error = vae.set_adapters(&["default_0"], &[weights().down(0.5)]).unwrap_err().to_string();
+    assert!(error.contains("the AutoencoderKL has no down blocks with attention"), "{error}");
+}
+
+#[test]
+fn a_model_by_itself_does_what_its_pipeline_does() {
+    let (mut expected, mut pipe) = (pipeline(Kind::Float), pipeline(Kind::Float));
+    let plain = draw(&mut pipe);
+    let folder = tempfile::tempdir().unwrap();
+    let path = changed(folder.path(), |_| ());
+    expected.load_lora_weights(&path, &LoraOptions::default()).unwrap();
+    let name = unet(&pipe).load_lora_adapter(&path, Some("unet"), &LoraOptions::default()).unwrap();
+    assert_eq!((name.as_str(), unet(&pipe).active_adapters()), ("default_0", vec!["default_0".to_string()]));
+    let adapted = draw(&mut expected);
+    assert!(equal(&draw(&mut pipe), &adapted) && !equal(&adapted, &plain));
+    expected.set_adapters(&["default_0"], &[0.4]).unwrap();
+    unet(&pipe).set_adapters(&["default_0"], &[0.4]).unwrap();
+    let weighed = draw(&mut expected);
+    assert!(equal(&draw(&mut pipe), &weighed) && !equal(&adapted, &weighed));
+    unet(&pipe).disable_lora().unwrap();
+    assert!(equal(&draw(&mut pipe), &plain));
+    unet(&pipe).enable_lora();
+    assert!(equal(&draw(&mut pipe), &weighed));
+    let saved = unet(&pipe).save_lora_adapter(folder.path().join("own"), "default_0", &SaveLora::default()).unwrap();
+    let second = LoraOptions::default().adapter_name("second");
+    unet(&pipe).load_lora_adapter(&saved, None, &second).unwrap();
+    assert!(equal(&draw(&mut pipe), &adapted));
+    unet(&pipe).set_adapter(&["default_0"]).unwrap();
+    assert!(equal(&draw(&mut pipe), &weighed), "the weight is forgotten");
+    unet(&pipe).delete_adapters(&["second"]).unwrap();
+    assert_eq!(unet(&pipe).list_adapters(), ["default_0"]);
+    unet(&pipe).fuse_lora(1.0, true, None).unwrap();
+    expected.fuse_lora(&FuseLora::default()).unwrap();
+    assert!(equal(&draw(&mut pipe), &draw(&mut expected)));
+    assert!(unet(&pipe).delete_adapters(&["default_0"]).unwrap_err().to_string().contains("is fused"));
+    assert!(unet(&pipe).unfuse_lora().unwrap());
+    unet(&pipe).unload_lora();
+    assert!(equal(&draw(&mut pipe), &plain) && unet(&pipe).list_adapters().is_empty());
+    let error = unet(&pipe).load_lora_adapter(&path, Some("transformer"), &LoraOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("no key begins with `transformer.`"), "{error}");
+    let error = unet(&pipe).load_lora_adapter(&path, None, &LoraOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("has none of its"), "{error}");
+    assert!(unet(&pipe).set_adapter(&["default_0"]).unwrap_err().to_string().contains("no adapter `default_0`"));
+    assert!(unet(&pipe).lora_layers("default_0").is_err());
+}
+
+#[test]
+fn what_is_there_twice_in_two_spellings_is_refused() {
+    let pipe = pipeline(Kind::Float);
+    let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+    let layer = "encoder.layers.0.self_attn.q_proj";
+    let mut tensors = vec![];
+    for prefix in ["text_encoder.", "text_encoder.text_model."] {
+        tensors.push((format!("{prefix}{layer}.lora_A.weight"), ones(&[2, 32])));
+        tensors.push((format!("{prefix}{layer}.lora_B.weight"), ones(&[32, 2])));
+    }
+    let lora = LoraStateDict::from_tensors(Path::new("given"), &tensors, None).unwrap();
+    let mut pipe = pipe;
+    let error = pipe.load_lora_state_dict(&lora, None).unwrap_err().to_string();
+    assert!(error.contains(&format!("given: `{layer}` is there twice")), "{error}");
+    let read = |tensors: &[(&str, f64)]| {
+        let tensors: Vec<_> = tensors.iter().map(|(key, value)| (key.to_string(), ones(&[]) * *value)).collect();
+        LoraStateDict::from_tensors(Path::new("given"), &tensors, None).unwrap_err().to_string()
+    };
+    let error = read(&[("lora_te_a_self_attn_q_proj.alpha", 1.0), ("lora_te1_a_self_attn_q_proj.alpha", 2.0)]);
+    assert!(error.contains("lora_te1_a_self_attn_q_proj.alpha` is there twice"), "{error}");
+    let error = read(&[("lora_unet_conv_in.alpha", f64::NAN)]);
+    assert!(error.contains("`lora_unet_conv_in.alpha` should be a number and is NaN"), "{error}");
 }

@@ -22,6 +22,9 @@ use pyo3::prelude::*;
 /// The extension module.
 #[pymodule(gil_used = true)]
 mod _tch_diffusers {
+    use super::errors::OrRaise;
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::hooks::{
         ModelOffload, apply_group_offloading, apply_layerwise_casting, apply_sequential_offloading, attention_backends,
@@ -33,9 +36,9 @@ mod _tch_diffusers {
     use super::hub::{model_files, model_folder, pipeline_files, pipeline_folder};
     #[pymodule_export]
     use super::lora::{
-        LoraStateDict, active_adapters, choose_lora_file, delete_adapter, disable_lora, enable_lora, fuse_lora,
-        fused_loras, list_adapters, load_lora_adapter, lora_file, replace_lora_scale, set_adapters, unfuse_lora,
-        unload_lora,
+        LoraStateDict, activate_adapters, active_adapters, choose_lora_file, delete_adapter, disable_lora, enable_lora,
+        fuse_lora, fused_loras, list_adapters, load_lora_adapter, lora_file, lora_layers, replace_lora_scale,
+        save_lora_weights, set_adapters, unfuse_lora, unload_lora,
     };
     #[pymodule_export]
     use super::models::{
@@ -52,4 +55,10 @@ mod _tch_diffusers {
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]
     use super::tokenizer::{CLIPTokenizer, T5Tokenizer};
+
+    /// What is done once.
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        tch_diffusers::torch::install_scoped_allocator().or_raise()
+    }
 }

@@ -1,5 +1,6 @@
 //! Low-rank adapters: files, and what is done with them in a model's tree of modules.
 
+use crate::arguments::{config, kind, to_json};
 use crate::bridge::PyTensor;
 use crate::errors::OrRaise;
 use crate::hub::Access;
@@ -7,9 +8,15 @@ use crate::models::cloned;
 use crate::node::Node;
 use pyo3::prelude::*;
 use std::path::{Path, PathBuf};
-use tch_diffusers::loaders::lora::peft;
+use tch::Tensor;
+use tch_diffusers::loaders::lora::{
+    self, BlockWeights, LayerWeights, LoraLayers, SaveLora, SideWeights, UNetWeight, peft,
+};
 use tch_diffusers::loaders::{self, LoraOptions};
-use tch_diffusers::nn;
+use tch_diffusers::{Error, nn};
+
+/// Tensors by their keys.
+type Weights = Vec<(String, PyTensor)>;
 
 /// A LoRA as it stands in its file.
 #[pyclass(frozen)]
@@ -31,15 +38,108 @@ impl LoraStateDict {
 
     /// Takes tensors in one of the layouts.
     #[staticmethod]
-    fn of(tensors: Vec<(String, PyTensor)>) -> PyResult<Self> {
-        let tensors: Vec<_> = tensors.into_iter().map(|(key, PyTensor(tensor))| (key, tensor)).collect();
-        let lora = loaders::LoraStateDict::from_tensors(Path::new("state_dict"), &tensors, None);
+    fn of(tensors: Weights) -> PyResult<Self> {
+        let lora = loaders::LoraStateDict::from_tensors(Path::new("state_dict"), &bare(tensors), None);
+        lora.or_raise().map(|lora| Self(lora.into()))
+    }
+
+    /// Reads a safetensors file with the LoRA of one model, whose keys begin with the prefix.
+    #[staticmethod]
+    #[pyo3(signature = (path, prefix=None))]
+    fn read_of_model(py: Python<'_>, path: PathBuf, prefix: Option<&str>) -> PyResult<Self> {
+        let lora = py.detach(|| loaders::LoraStateDict::read_of_model(path, prefix));
+        lora.or_raise().map(|lora| Self(lora.into()))
+    }
+
+    /// Takes the tensors of one model, whose keys begin with the prefix; the metadata are JSON.
+    #[staticmethod]
+    #[pyo3(signature = (tensors, prefix=None, metadata=None))]
+    fn of_model(tensors: Weights, prefix: Option<&str>, metadata: Option<&str>) -> PyResult<Self> {
+        let name = Path::new("state_dict");
+        let lora = loaders::LoraStateDict::from_tensors_of_model(name, &bare(tensors), metadata, prefix);
         lora.or_raise().map(|lora| Self(lora.into()))
     }
 
     /// The components that it has weights for.
     fn components(&self) -> Vec<String> {
         self.with(|lora| lora.components().into_iter().map(String::from).collect())
+    }
+}
+
+fn bare(tensors: Weights) -> Vec<(String, Tensor)> {
+    tensors.into_iter().map(|(key, PyTensor(tensor))| (key, tensor)).collect()
+}
+
+/// How much an adapter counts: a number, or by the blocks of a UNet.
+#[derive(FromPyObject)]
+pub(crate) enum Weight {
+    Everywhere(f64),
+    ByBlock(Blocks),
+}
+
+/// What diffusers' dictionary of weights may say.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Blocks {
+    down: Option<Side>,
+    mid: Option<Layers>,
+    up: Option<Side>,
+}
+
+/// Weights of one side: for each block, or by the blocks' numbers.
+#[derive(FromPyObject)]
+enum Side {
+    EachBlock(Layers),
+    Blocks(Vec<(usize, Layers)>),
+}
+
+/// Weights of the attentions in a block.
+#[derive(FromPyObject)]
+enum Layers {
+    All(f64),
+    Each(Vec<f64>),
+}
+
+impl From<Layers> for LayerWeights {
+    fn from(layers: Layers) -> Self {
+        match layers {
+            Layers::All(weight) => Self::All(weight),
+            Layers::Each(weights) => Self::Each(weights),
+        }
+    }
+}
+
+impl From<Side> for SideWeights {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::EachBlock(layers) => Self::EachBlock(layers.into()),
+            Side::Blocks(blocks) => {
+                Self::Blocks(blocks.into_iter().map(|(number, layers)| (number, layers.into())).collect())
+            }
+        }
+    }
+}
+
+impl TryFrom<Weight> for UNetWeight {
+    type Error = Error;
+
+    fn try_from(weight: Weight) -> Result<Self, Error> {
+        let Blocks { down, mid, up } = match weight {
+            Weight::Everywhere(weight) => return Ok(weight.into()),
+            Weight::ByBlock(blocks) => blocks,
+        };
+        let mid = match mid {
+            None => None,
+            Some(Layers::All(weight)) => Some(weight),
+            Some(Layers::Each(weights)) => match weights[..] {
+                [weight] => Some(weight),
+                _ => {
+                    let text = format!("`mid` has 1 attention, and {} weights", weights.len());
+                    return Err(Error::Argument(text));
+                }
+            },
+        };
+        Ok(BlockWeights { down: down.map(Into::into), mid, up: up.map(Into::into) }.into())
     }
 }
 
@@ -101,8 +201,46 @@ pub(crate) fn active_adapters(model: &Node) -> Option<Vec<String>> {
 
 /// Has these adapters take part, each with a weight.
 #[pyfunction]
-pub(crate) fn set_adapters(model: &Node, names: Vec<String>, weights: Vec<f64>) {
-    peft::set_adapters(&cloned(model), &names, |number, _| weights.get(number).copied().unwrap_or(1.0));
+pub(crate) fn set_adapters(model: &Node, names: Vec<String>, weights: Vec<Weight>) -> PyResult<()> {
+    let weights = weights.into_iter().map(UNetWeight::try_from).collect::<Result<Vec<_>, _>>().or_raise()?;
+    peft::set_adapter_weights(&cloned(model), &names, &weights).or_raise()
+}
+
+/// Has these adapters take part with the weights that they have.
+#[pyfunction]
+pub(crate) fn activate_adapters(model: &Node, names: Vec<String>) {
+    peft::activate(&cloned(model), &names);
+}
+
+/// The factors of an adapter by their keys, and its configuration as JSON.
+#[pyfunction]
+pub(crate) fn lora_layers(model: &Node, name: &str) -> PyResult<(Weights, String)> {
+    let layers = LoraLayers::of(&cloned(model), name).or_raise()?;
+    let tensors = layers.state_dict.into_iter().map(|(key, tensor)| (key, PyTensor(tensor))).collect();
+    Ok((tensors, to_json(&layers.metadata)?))
+}
+
+/// Writes the layers of one or several models, which come with a prefix and their configuration as JSON, to a file.
+#[pyfunction]
+#[pyo3(signature = (folder, parts, weight_name=None, dtype=None))]
+pub(crate) fn save_lora_weights(
+    py: Python<'_>,
+    folder: PathBuf,
+    parts: Vec<(String, Weights, Option<String>)>,
+    weight_name: Option<String>,
+    dtype: Option<&str>,
+) -> PyResult<PathBuf> {
+    let options = SaveLora { weight_name, dtype: dtype.map(kind).transpose()? };
+    let layers = parts.into_iter().map(|(prefix, tensors, metadata)| {
+        let metadata = metadata.map(|text| config(&text)).transpose()?;
+        Ok((prefix, LoraLayers { state_dict: bare(tensors), metadata }))
+    });
+    let layers = layers.collect::<PyResult<Vec<_>>>()?;
+    py.detach(move || {
+        let parts: Vec<_> = layers.iter().map(|(prefix, layers)| (prefix.as_str(), layers)).collect();
+        lora::save_lora_weights(folder, &parts, &options)
+    })
+    .or_raise()
 }
 
 /// Forgets an adapter.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
+from safetensors.torch import load_file as load
 from safetensors.torch import save_file
 
 import tch_diffusers
@@ -70,9 +71,7 @@ def test_fusing_equals_diffusers_and_unfusing_leaves_nothing_behind(pipe, adapte
 
 
 def test_a_state_dict_and_other_pipelines_will_do(pipe, lora):
-    from safetensors.torch import load_file
-
-    pipe.load_lora_weights(load_file(lora / "style.safetensors"), adapter_name="given")
+    pipe.load_lora_weights(load(lora / "style.safetensors"), adapter_name="given")
     expected = draw(pipe)
     other = tch_diffusers.StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     assert other.get_active_adapters() == ["given"]
@@ -97,7 +96,102 @@ def test_what_does_not_fit_is_refused(pipe, lora, tmp_path):
     pipe.load_lora_weights(lora)
     with pytest.raises(ValueError, match="2 weights"):
         pipe.set_adapters("default_0", [1.0, 2.0])
-    with pytest.raises(NotImplementedError, match="single blocks"):
-        pipe.set_adapters("default_0", {"unet": {"down": 0.5}})
+    with pytest.raises(ValueError, match=r"`up.block_9` is no block with attention: those are block_"):
+        pipe.set_adapters("default_0", {"unet": {"up": {"block_9": 0.5}}})
+    with pytest.raises(ValueError, match="has no"):
+        pipe.set_adapters("default_0", {"unet": {"up": {"first": 0.5}}})
+    with pytest.raises(ValueError, match="give a number"):
+        pipe.set_adapters("default_0", {"text_encoder": {"up": 0.5}})
     with pytest.raises(ValueError, match="taken"):
         pipe.load_lora_weights(lora, adapter_name="default_0")
+
+
+def test_weights_by_block_are_those_of_diffusers(pipe, adapted, lora):
+    pipe.load_lora_weights(lora, weight_name="style.safetensors", adapter_name="style")
+    for weights in (
+        {"unet": {"down": 0.2, "mid": [0.7]}, "text_encoder": 0.5},
+        {"unet": {"up": {"block_0": 0.1, "block_1": [0.3]}}},
+        {"unet": 0.4},
+        {},
+    ):
+        pipe.set_adapters("style", weights)
+        adapted.set_adapters("style", weights)
+        np.testing.assert_array_equal(draw(pipe), draw(adapted), err_msg=str(weights))
+
+
+def test_what_is_saved_is_what_diffusers_loads(pipe, theirs, lora, tmp_path):
+    from peft.utils import get_peft_model_state_dict
+
+    pipe.load_lora_weights(lora, adapter_name="style")
+    saved = {}
+    for part in ("unet", "text_encoder"):
+        saved[f"{part}_lora_layers"] = getattr(pipe, part).get_adapter_state_dict("style")
+        saved[f"{part}_lora_adapter_metadata"] = getattr(pipe, part).peft_config["style"].to_dict()
+        setattr(theirs, part, copy.deepcopy(getattr(theirs, part)))
+    tch_diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, **saved)
+    theirs.load_lora_weights(tmp_path, adapter_name="read")
+    ours = pipe.unet.get_adapter_state_dict("style")
+    read = get_peft_model_state_dict(theirs.unet, adapter_name="read")
+    assert sorted(ours) == sorted(read) and all(torch.equal(ours[key], read[key]) for key in ours)
+    np.testing.assert_array_equal(draw(pipe), draw(theirs))
+    with pytest.raises(ValueError, match="at least one"):
+        tch_diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path)
+    del saved["unet_lora_adapter_metadata"]
+    with pytest.raises(ValueError, match="`unet` has no metadata"):
+        tch_diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, **saved)
+
+
+@pytest.mark.parametrize("config", [
+    dict(r=4, lora_alpha=6), dict(r=2, lora_alpha=1, alpha_pattern={"conv1": 3}, rank_pattern={"conv1": 3}),
+    dict(r=4, lora_alpha=3, use_rslora=True),
+])  # fmt: skip
+def test_alphas_and_ranks_go_through_files_both_ways(pipe, theirs, config, tmp_path):
+    from peft import LoraConfig
+
+    theirs.unet = copy.deepcopy(theirs.unet)
+    torch.manual_seed(0)
+    theirs.unet.add_adapter(LoraConfig(target_modules=["to_q", "conv1"], init_lora_weights=False, **config), "trained")
+    theirs.unet.save_lora_adapter(tmp_path / "theirs", "trained")
+    pipe.unet.load_lora_adapter(tmp_path / "theirs", prefix=None, adapter_name="read")
+    expected = draw(theirs)
+    np.testing.assert_array_equal(draw(pipe), expected)
+    pipe.unet.save_lora_adapter(tmp_path / "ours", "read")
+    theirs.unet.delete_adapters("trained")
+    theirs.unet.load_lora_adapter(tmp_path / "ours", prefix=None, adapter_name="again", use_safetensors=True)
+    np.testing.assert_array_equal(draw(theirs), expected)
+
+
+def test_a_model_by_itself_has_adapters(pipe, adapted, lora):
+    plain = draw(pipe)
+    pipe.unet.load_lora_adapter(lora, prefix="unet", adapter_name="style")
+    adapted.text_encoder.disable_adapters()
+    np.testing.assert_array_equal(draw(pipe), draw(adapted))
+    assert pipe.unet.active_adapters() == adapted.unet.active_adapters() == ["style"]
+    for weights in (0.3, [0.6], {"mid": 0.1, "down": [0.7]}, None):
+        pipe.unet.set_adapters("style", weights)
+        adapted.unet.set_adapters("style", weights)
+        np.testing.assert_array_equal(draw(pipe), draw(adapted), err_msg=str(weights))
+    for model in (pipe.unet, adapted.unet):
+        model.disable_lora()
+    np.testing.assert_array_equal(draw(pipe), plain)
+    for model in (pipe.unet, adapted.unet):
+        model.enable_lora()
+        model.fuse_lora(lora_scale=0.5)
+    np.testing.assert_array_equal(draw(pipe), draw(adapted))
+    pipe.unet.unfuse_lora()
+    pipe.unet.load_lora_adapter(load(lora / "style.safetensors"), prefix="unet", adapter_name="second")
+    assert pipe.unet.active_adapters() == ["second"] and sorted(pipe.unet.peft_config) == ["second", "style"]
+    pipe.unet.set_adapter(["style", "second"])
+    pipe.unet.delete_adapters(["style", "second"])
+    np.testing.assert_array_equal(draw(pipe), plain)
+    with pytest.raises(ValueError, match="no adapter"):
+        pipe.unet.set_adapter("style")
+    with pytest.raises(ValueError, match="no adapter"):
+        pipe.unet.disable_adapters()
+    with pytest.raises(ValueError, match=r"no key begins with `transformer\.`"):
+        pipe.unet.load_lora_adapter(lora)
+    with pytest.raises(ValueError, match="not of"):
+        pipe.unet.load_lora_adapter(lora, prefix="unet")
+        pipe.unet.set_adapters("default_0", {"left": 1.0})
+    pipe.unet.unload_lora()
+    assert pipe.unet.peft_config == {}

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::TracedUNet;
-use tch_diffusers::pipelines::PipelineLoader;
+use tch_diffusers::pipelines::{ModelIndex, PipelineLoader};
 use tch_diffusers::schedulers::SchedulerKind;
 use tch_diffusers::utils::{image::write_png, progress::ProgressBarConfig};
 use tch_diffusers::{AutoPipelineForText2Image, DeviceExt, DiffusionPipeline, Error, KindExt, StableDiffusionPipeline};
@@ -230,6 +230,25 @@ impl Generate {
     }
 }
 
+/// Refuses what is Stable Diffusion's alone, before its loader says that the folder is another pipeline's.
+fn check_class(folder: &Path, parameters: &Parameters) -> Result<(), Error> {
+    const STABLE_DIFFUSION: [&str; 3] =
+        ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"];
+    // What is wrong with an index is the loader's to say.
+    let Ok(index) = ModelIndex::from_folder(folder) else { return Ok(()) };
+    let class_name = index.class_name();
+    if STABLE_DIFFUSION.contains(&class_name) {
+        return Ok(());
+    }
+    if parameters.no_safety_checker {
+        return Err(Error::Argument(format!("--no-safety-checker: a {class_name} has no safety checker")));
+    }
+    if parameters.speed.traced_unet.is_some() {
+        return Err(Error::Argument(format!("--traced-unet goes with Stable Diffusion; the model is a {class_name}")));
+    }
+    Ok(())
+}
+
 fn load(
     folder: &Path,
     parameters: &Parameters,
@@ -238,6 +257,7 @@ fn load(
     offloading: Option<GroupOffloading>,
     progress: ProgressBarConfig,
 ) -> anyhow::Result<DiffusionPipeline> {
+    check_class(folder, parameters)?;
     let offloaded = offloading.is_some();
     let mut pipe = match &parameters.speed.traced_unet {
         Some(path) => {

@@ -7,6 +7,7 @@ mod prepack;
 mod residency;
 mod restore;
 mod transport;
+mod upcasting;
 
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
 pub use group_offloading::{
@@ -21,6 +22,7 @@ pub use prepack::enable_weights_prepack;
 pub(crate) use prepack::refuse_if_prepacked;
 pub use restore::restore_weights;
 pub use transport::{Lane, Step, StreamDevice, TransferDevice};
+pub(crate) use upcasting::ComputesIn;
 
 use crate::error::{Error, Result};
 use crate::nn::Node;

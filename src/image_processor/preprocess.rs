@@ -123,7 +123,7 @@ impl VaeImageProcessor {
     /// Normalises and binarises what is in [0, 1].
     fn finish(&self, image: &Tensor, normalize: bool) -> Result<Tensor> {
         let image = if normalize { Self::normalize(image)? } else { image.shallow_clone() };
-        if self.do_binarize { Ok(image.f_ge(0.5)?.f_to_kind(image.f_kind()?)?) } else { Ok(image) }
+        if self.do_binarize { Ok(image.is_at_least(0.5)?.f_to_kind(image.f_kind()?)?) } else { Ok(image) }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::torch::{KindExt, MappedFile, MappedTensor};
 use safetensors::Dtype;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -204,15 +204,24 @@ pub(crate) fn is_below(path: &str, modules: &[&str]) -> bool {
 
 /// The tensor of `entry` in a file whose data begin `start` bytes in.
 pub(super) fn mapped(map: &Arc<MappedFile>, start: usize, entry: &TensorEntry) -> Result<MappedTensor> {
-    let kind = kind_of(entry.kind).ok_or_else(|| {
-        Error::Unsupported(format!(
-            "{}: `{}` has dtype {}, which tch cannot hold",
-            map.path().display(),
-            entry.name,
-            entry.dtype
-        ))
-    })?;
-    MappedTensor::new(map, start + entry.data_offsets.0, kind, &entry.shape)
+    MappedTensor::new(map, start + entry.data_offsets.0, stored_kind(map.path(), entry)?, &entry.shape)
+}
+
+/// As [`mapped`], a copy out of the `bytes` of a file called `name`.
+pub(super) fn in_memory(name: &Path, bytes: &[u8], start: usize, entry: &TensorEntry) -> Result<Tensor> {
+    let kind = stored_kind(name, entry)?;
+    let (first, last) = entry.data_offsets;
+    let own = bytes.get(start + first..start + last);
+    let own =
+        own.ok_or_else(|| Error::Config(format!("{}: `{}` reaches beyond the end", name.display(), entry.name)))?;
+    Ok(Tensor::f_from_data_size(own, &entry.shape, kind)?)
+}
+
+fn stored_kind(file: &Path, entry: &TensorEntry) -> Result<Kind> {
+    kind_of(entry.kind).ok_or_else(|| {
+        let (file, TensorEntry { name, dtype, .. }) = (file.display(), entry);
+        Error::Unsupported(format!("{file}: `{name}` has dtype {dtype}, which tch cannot hold"))
+    })
 }
 
 fn stand_in(shape: &[i64]) -> Result<Tensor> {

@@ -6,7 +6,7 @@
 use super::tensor_bytes::TensorBytes;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
@@ -46,13 +46,21 @@ pub fn parse_size(text: &str) -> Result<u64> {
 pub struct StateDict {
     tensors: Vec<(String, Tensor)>,
     kind: Option<Kind>,
+    metadata: HashMap<String, String>,
 }
 
 impl StateDict {
     /// Weights by their keys, in the order in which they fill shards.
     #[must_use]
     pub fn new(tensors: Vec<(String, Tensor)>) -> Self {
-        Self { tensors, kind: None }
+        Self { tensors, kind: None, metadata: [("format".into(), "pt".into())].into() }
+    }
+
+    /// Adds a text to the metadata of each file.
+    #[must_use]
+    pub fn metadata(mut self, key: &str, text: &str) -> Self {
+        self.metadata.insert(key.into(), text.into());
+        self
     }
 
     /// Casts floating-point weights to `kind`, one at a time while they are written.
@@ -86,7 +94,7 @@ impl StateDict {
         let mut written = Temporaries::default();
         for (number, name) in names.iter().enumerate() {
             let temporary = written.beside(&folder.join(name));
-            write_shard(shards.get(number).map(Vec::as_slice).unwrap_or_default(), &temporary)?;
+            self.write_shard(shards.get(number).map(Vec::as_slice).unwrap_or_default(), &temporary)?;
         }
         let index = folder.join(format!("{stem}.safetensors.index{infix}.json"));
         if shards.len() > 1 {
@@ -108,8 +116,21 @@ impl StateDict {
         let weights = weights.collect::<Result<Vec<_>>>()?;
         let mut written = Temporaries::default();
         let temporary = written.beside(path);
-        write_shard(&weights.iter().collect::<Vec<_>>(), &temporary)?;
+        self.write_shard(&weights.iter().collect::<Vec<_>>(), &temporary)?;
         written.move_all()
+    }
+
+    fn write_shard(&self, shard: &[&TensorBytes<'_>], path: &Path) -> Result<()> {
+        // The crate writes files that none but their owner can read; these are as readable as any other new file.
+        let permissions =
+            std::fs::File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
+        let views = shard.iter().map(|weight| (weight.key, *weight));
+        safetensors::serialize_to_file(views, Some(self.metadata.clone()), path).map_err(|error| match error {
+            safetensors::SafeTensorError::IoError(error) => Error::io(path)(error),
+            other => Error::Torch(format!("{}: {other}", path.display())),
+        })?;
+        shard.iter().find_map(|weight| weight.failure.take()).map_or(Ok(()), Err)?;
+        std::fs::set_permissions(path, permissions).map_err(Error::io(path))
     }
 }
 
@@ -159,20 +180,6 @@ fn index_text(shards: &[Vec<&TensorBytes<'_>>], names: &[String], of_transformer
     let index: BTreeMap<&str, Value> = [("metadata", json!(metadata)), ("weight_map", json!(weight_map))].into();
     let text = serde_json::to_string_pretty(&index).map_err(|error| Error::Config(error.to_string()))?;
     Ok(text + "\n")
-}
-
-fn write_shard(shard: &[&TensorBytes<'_>], path: &Path) -> Result<()> {
-    let metadata = [("format".to_string(), "pt".to_string())].into();
-    // The crate writes files that none but their owner can read; these are as readable as any other new file.
-    let permissions =
-        std::fs::File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
-    let views = shard.iter().map(|weight| (weight.key, *weight));
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(error) => Error::io(path)(error),
-        other => Error::Torch(format!("{}: {other}", path.display())),
-    })?;
-    shard.iter().find_map(|weight| weight.failure.take()).map_or(Ok(()), Err)?;
-    std::fs::set_permissions(path, permissions).map_err(Error::io(path))
 }
 
 /// Removes what an earlier save left and what would be read in the place of `names` or beside them.

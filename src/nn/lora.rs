@@ -9,7 +9,7 @@ use super::conv::{Conv2dConfig, conv2d_config};
 use super::linear::linear;
 use super::{Hook, Next, Node, Param};
 use crate::error::{Error, Result};
-use crate::torch::{KindExt, TensorExt};
+use crate::torch::{KindExt, NumberExt, TensorExt};
 use fusing::Fused;
 pub use fusing::Fusion;
 use std::any::Any;
@@ -221,6 +221,18 @@ impl LoraLayer {
         !state.adapters.is_empty()
     }
 
+    /// What the adapter of this name is made of, if there is one. Nothing is copied.
+    #[must_use]
+    pub fn weights_of(&self, name: &str) -> Option<LoraWeights> {
+        self.state().adapter(name).map(|adapter| LoraWeights {
+            down: adapter.down.get(),
+            up: adapter.up.get(),
+            up_bias: adapter.up_bias.as_ref().map(Param::get),
+            alpha: adapter.alpha,
+            use_rslora: adapter.use_rslora,
+        })
+    }
+
     /// The weights of all adapters, which go where the layer's go.
     fn weights(&self) -> Vec<Param> {
         let params =
@@ -258,7 +270,7 @@ impl LoraLayer {
                     .f_conv2d(&down, None::<&Tensor>, [stride, stride], [padding, padding], [1, 1], 1)?
                     .f_conv2d(&up, up_bias, [1, 1], [0, 0], [1, 1], 1)?,
             };
-            output = output.add_into(&share.f_mul_scalar(scaling)?)?;
+            output = output.add_into(&share.times(scaling)?)?;
         }
         Ok(output.f_to_kind(kind)?)
     }

@@ -111,7 +111,7 @@ impl BetaConfig {
             BetaSchedule::Linear => linspace(self.beta_start, self.beta_end, steps),
             BetaSchedule::ScaledLinear => {
                 let roots = linspace(self.beta_start.powf(0.5), self.beta_end.powf(0.5), steps)?;
-                Ok(roots.f_pow_tensor_scalar(2)?)
+                roots.raised_to(2i64)
             }
             BetaSchedule::SquaredcosCapV2 => single(&betas_for_alpha_bar(steps, |t| {
                 ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powf(2.0)

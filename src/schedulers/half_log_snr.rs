@@ -83,7 +83,7 @@ pub(super) fn alpha_sigma_tensors(sigmas: &[f32], like: &Tensor, flow: bool) -> 
     if flow {
         return Ok((sigma.subtracted_from(1.0)?, sigma));
     }
-    let alpha = sigma.f_pow_tensor_scalar(2)?.plus(1.0)?.f_sqrt()?.f_reciprocal()?;
+    let alpha = sigma.raised_to(2i64)?.plus(1.0)?.f_sqrt()?.f_reciprocal()?;
     let sigma = sigma.f_mul(&alpha)?;
     Ok((alpha, sigma))
 }

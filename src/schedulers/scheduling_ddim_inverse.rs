@@ -14,6 +14,7 @@ use super::step_math::{axpby, predicted_epsilon, predicted_x0};
 use super::variance_preserving::{alpha_at, at_most_trained, noised};
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
+use crate::torch::NumberExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
@@ -124,7 +125,7 @@ impl Scheduler for DDIMInverseScheduler {
         let mut x0 = predicted_x0(prediction_type, model_output, sample, signal, noise)?;
         let epsilon = predicted_epsilon(prediction_type, model_output, sample, signal, noise)?;
         if self.options.clip_sample {
-            x0 = x0.f_clamp(-self.options.clip_sample_range, self.options.clip_sample_range)?;
+            x0 = x0.clamped(-self.options.clip_sample_range, self.options.clip_sample_range)?;
         }
         let prev_sample = axpby(sqrt(alpha_prod_t_prev)?, &x0, sqrt(1.0 - alpha_prod_t_prev)?, &epsilon)?;
         Ok(SchedulerOutput { prev_sample, pred_original_sample: Some(x0) })

@@ -116,7 +116,7 @@ impl Scheduler for HeunDiscreteScheduler {
         let prediction_type = self.options.levels.prediction_type;
         let mut x0 = pred_original_sample(prediction_type, model_output, sample, (sigma, deviation), sigma)?;
         if self.options.clip_sample {
-            x0 = x0.f_clamp(-self.options.clip_sample_range, self.options.clip_sample_range)?;
+            x0 = x0.clamped(-self.options.clip_sample_range, self.options.clip_sample_range)?;
         }
         let derivative = difference_quotient(sample, &x0, sigma)?;
         let (prev_sample, half) = match &self.half {

@@ -121,7 +121,7 @@ impl LimitOptions {
             let (ratio, max_value) = (self.dynamic_thresholding_ratio, self.sample_max_value);
             return Thresholding { ratio, max_value }.apply(&x0);
         }
-        Ok(if self.clip_sample { x0.f_clamp(-self.clip_sample_range, self.clip_sample_range)? } else { x0 })
+        Ok(if self.clip_sample { x0.clamped(-self.clip_sample_range, self.clip_sample_range)? } else { x0 })
     }
 }
 
@@ -139,7 +139,7 @@ impl Thresholding {
         let upcast = if kind == Kind::Double { sample.shallow_clone() } else { sample.f_to_kind(Kind::Float)? };
         let flat = upcast.f_flatten(1, -1)?;
         let quantile = flat.f_abs()?.f_quantile_scalar(self.ratio, 1, false, "linear")?;
-        let s = quantile.f_clamp(1.0, self.max_value)?.f_unsqueeze(1)?;
+        let s = quantile.clamped(1.0, self.max_value)?.f_unsqueeze(1)?;
         let limited = flat.f_clamp_tensor(Some(&s.f_neg()?), Some(&s))?.f_div(&s)?;
         Ok(limited.f_view_as(sample)?.f_to_kind(kind)?)
     }

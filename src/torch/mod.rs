@@ -4,6 +4,7 @@
 mod attention;
 mod ext;
 mod ffi;
+mod inference;
 mod mapped_file;
 mod memory;
 mod memory_format;
@@ -19,10 +20,13 @@ mod winograd;
 
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
+pub use inference::InferenceScope;
+#[cfg(feature = "scoped-allocator")]
+pub use inference::install_scoped_allocator;
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;
-pub use number::{NumberExt, baddbmm, linspace};
+pub use number::{Number, NumberExt, baddbmm, linspace};
 pub use prepack::PackedConv2d;
 pub use profile::{Operator, OperatorProfile, count_synchronizations, profile};
 pub use random::{Generator, randn_tensor};

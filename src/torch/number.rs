@@ -7,79 +7,182 @@ use super::ffi::number::{self, Operation};
 use crate::error::Result;
 use tch::Tensor;
 
-/// A tensor and a number, which takes the tensor's dtype as a `float` of Python's does.
+/// A number beside a tensor.
+///
+/// As in Python, a real one takes the dtype of a tensor of real numbers, and a whole one that of any tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Number {
+    /// Python's `int`.
+    Whole(i64),
+    /// Python's `float`.
+    Real(f64),
+}
+
+impl From<i64> for Number {
+    fn from(whole: i64) -> Self {
+        Self::Whole(whole)
+    }
+}
+
+impl From<f64> for Number {
+    fn from(real: f64) -> Self {
+        Self::Real(real)
+    }
+}
+
+/// A tensor and a [`Number`].
 pub trait NumberExt {
     /// `self * number`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) where the result has no room; [`Error::Torch`](crate::Error::Torch)
     /// for a dtype that has no such operation.
-    fn times(&self, number: f64) -> Result<Tensor>;
+    fn times(&self, number: impl Into<Number>) -> Result<Tensor>;
 
     /// `self / number`.
     ///
     /// # Errors
     /// As [`NumberExt::times`].
-    fn over(&self, number: f64) -> Result<Tensor>;
+    fn over(&self, number: impl Into<Number>) -> Result<Tensor>;
 
     /// `self + number`.
     ///
     /// # Errors
     /// As [`NumberExt::times`].
-    fn plus(&self, number: f64) -> Result<Tensor>;
+    fn plus(&self, number: impl Into<Number>) -> Result<Tensor>;
 
     /// `self - number`.
     ///
     /// # Errors
     /// As [`NumberExt::times`].
-    fn minus(&self, number: f64) -> Result<Tensor>;
+    fn minus(&self, number: impl Into<Number>) -> Result<Tensor>;
 
     /// `number - self`.
     ///
     /// # Errors
     /// As [`NumberExt::times`].
-    fn subtracted_from(&self, number: f64) -> Result<Tensor>;
+    fn subtracted_from(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// `self ** number`.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn raised_to(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// Where `self > number`.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn is_above(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// Where `self >= number`.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn is_at_least(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// Where `self < number`.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn is_below(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// Where `self == number`.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn is_equal_to(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// `number` where `self` is more than that.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn no_more_than(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// `number` where `self` is less than that.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn no_less_than(&self, number: impl Into<Number>) -> Result<Tensor>;
+
+    /// `min` where `self` is less, and `max` where it is more.
+    ///
+    /// # Errors
+    /// As [`NumberExt::times`].
+    fn clamped(&self, min: f64, max: f64) -> Result<Tensor>;
 
     /// `self *= number`; another handle to `self` comes out.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) for a dtype that has no such operation.
-    fn times_(&mut self, number: f64) -> Result<Tensor>;
+    fn times_(&mut self, number: impl Into<Number>) -> Result<Tensor>;
 
     /// `self /= number`; another handle to `self` comes out.
     ///
     /// # Errors
     /// As [`NumberExt::times_`].
-    fn over_(&mut self, number: f64) -> Result<Tensor>;
+    fn over_(&mut self, number: impl Into<Number>) -> Result<Tensor>;
 }
 
 impl NumberExt for Tensor {
-    fn times(&self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::Mul, number)
+    fn times(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Mul, number.into())
     }
 
-    fn over(&self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::Div, number)
+    fn over(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Div, number.into())
     }
 
-    fn plus(&self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::Add, number)
+    fn plus(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Add, number.into())
     }
 
-    fn minus(&self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::Sub, number)
+    fn minus(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Sub, number.into())
     }
 
-    fn subtracted_from(&self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::Rsub, number)
+    fn subtracted_from(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Rsub, number.into())
     }
 
-    fn times_(&mut self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::MulInPlace, number)
+    fn raised_to(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Pow, number.into())
     }
 
-    fn over_(&mut self, number: f64) -> Result<Tensor> {
-        number::with_number(self, Operation::DivInPlace, number)
+    fn is_above(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Greater, number.into())
+    }
+
+    fn is_at_least(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::GreaterOrEqual, number.into())
+    }
+
+    fn is_below(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Less, number.into())
+    }
+
+    fn is_equal_to(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::Equal, number.into())
+    }
+
+    fn no_more_than(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::ClampMax, number.into())
+    }
+
+    fn no_less_than(&self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::ClampMin, number.into())
+    }
+
+    fn clamped(&self, min: f64, max: f64) -> Result<Tensor> {
+        number::clamp(self, min, max)
+    }
+
+    fn times_(&mut self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::MulInPlace, number.into())
+    }
+
+    fn over_(&mut self, number: impl Into<Number>) -> Result<Tensor> {
+        number::with_number(self, Operation::DivInPlace, number.into())
     }
 }
 
@@ -110,11 +213,13 @@ mod tests {
     #[test]
     fn a_failing_operation_on_a_number_is_an_error_and_no_panic() {
         let eighth = Tensor::zeros([2], (Kind::Float, Device::Cpu)).to_kind(Kind::Float8e4m3fn);
-        for error in [eighth.times(2.0), eighth.over(2.0), eighth.plus(2.0), linspace(0.0, 1e300, 3)] {
+        for error in [eighth.times(2.0), eighth.over(2i64), eighth.plus(2.0), linspace(0.0, 1e300, 3)] {
             assert!(matches!(error, Err(Error::Torch(_) | Error::Unsupported(_))), "{error:?}");
         }
         let huge = Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand([1 << 50], false);
-        assert!(matches!(huge.times(2.0), Err(Error::OutOfMemory(_))));
+        for error in [huge.times(2.0), huge.is_above(2i64), huge.clamped(0.0, 1.0), huge.raised_to(2.0)] {
+            assert!(matches!(error, Err(Error::OutOfMemory(_))), "{error:?}");
+        }
     }
 
     #[test]
@@ -129,8 +234,27 @@ mod tests {
         same(x.minus(0.3), &x - 0.3);
         same(x.subtracted_from(0.3), 0.3 - &x);
         same(linspace(0.25, 3.0, 9), Tensor::linspace(0.25, 3.0, 9, (Kind::Float, Device::Cpu)));
+        same(x.raised_to(2i64), x.pow_tensor_scalar(2));
+        same(x.raised_to(3.0), x.pow_tensor_scalar(3.0));
+        same(x.clamped(-1.0, 1.0), x.clamp(-1.0, 1.0));
+        same(x.no_more_than(1.0), x.clamp_max(1.0));
+        same(x.no_less_than(1.0), x.clamp_min(1.0));
         let twice = &x * 2.0;
         same(x.times_(2.0), twice.shallow_clone());
         same(x.over_(4.0), twice / 4.0);
+    }
+
+    #[test]
+    fn whole_numbers_leave_whole_tensors_whole() {
+        let x = Tensor::from_slice(&[-3i64, 0, 5, (1 << 60) + 1]);
+        let same = |ours: Result<Tensor>, theirs: Tensor| assert!(ours.unwrap().equal(&theirs));
+        same(x.times(3i64), &x * 3);
+        same(x.plus(4i64), &x + 4);
+        same(x.no_more_than(1i64), x.clamp_max(1));
+        same(x.is_above(0i64), x.gt(0));
+        same(x.is_at_least(0i64), x.ge(0));
+        same(x.is_below(1i64 << 60), x.lt(1 << 60));
+        same(x.is_equal_to((1i64 << 60) + 1), x.eq((1 << 60) + 1));
+        assert_eq!(x.times(1i64).unwrap().kind(), Kind::Int64);
     }
 }

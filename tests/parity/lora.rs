@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::loaders::LoraOptions;
+use tch_diffusers::loaders::lora::{BlockWeights, LayerWeights, SideWeights, UNetWeight};
 use tch_diffusers::models::To;
 use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::stable_diffusion::{
@@ -31,10 +32,33 @@ fn weight(value: &Value) -> AdapterWeight {
     match value {
         Value::Null => 1.0.into(),
         Value::Object(parts) => AdapterWeight {
-            unet: parts["unet"].as_f64().unwrap(),
-            text_encoder: parts["text_encoder"].as_f64().unwrap(),
+            unet: parts.get("unet").map_or(1.0.into(), unet_weight),
+            text_encoder: parts.get("text_encoder").map_or(1.0, |weight| weight.as_f64().unwrap()),
         },
         number => number.as_f64().unwrap().into(),
+    }
+}
+
+fn unet_weight(value: &Value) -> UNetWeight {
+    let Some(blocks) = value.as_object() else { return value.as_f64().unwrap().into() };
+    BlockWeights {
+        down: blocks.get("down").map(side_weights),
+        mid: blocks.get("mid").map(|weight| weight.as_f64().unwrap()),
+        up: blocks.get("up").map(side_weights),
+    }
+    .into()
+}
+
+fn side_weights(value: &Value) -> SideWeights {
+    let Some(blocks) = value.as_object() else { return layer_weights(value).into() };
+    let number = |name: &str| name.strip_prefix("block_").unwrap().parse().unwrap();
+    SideWeights::Blocks(blocks.iter().map(|(name, layers)| (number(name), layer_weights(layers))).collect())
+}
+
+fn layer_weights(value: &Value) -> LayerWeights {
+    match value {
+        Value::Array(weights) => LayerWeights::Each(weights.iter().map(|weight| weight.as_f64().unwrap()).collect()),
+        weight => weight.as_f64().unwrap().into(),
     }
 }
 

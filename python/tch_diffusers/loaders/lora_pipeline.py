@@ -5,14 +5,16 @@ Mirrors `StableDiffusionLoraLoaderMixin` and `LoraBaseMixin` of `diffusers/loade
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
 import torch
 
 from tch_diffusers import _tch_diffusers
+from tch_diffusers.loaders.peft import adapter_weight
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import logger
 from tch_diffusers.utils.hub import HUB_ARGUMENTS, lora_file
@@ -77,6 +79,41 @@ class StableDiffusionLoraLoaderMixin:
         name = adapter_name if adapter_name is not None else self._default_adapter_name()
         _tch_diffusers.load_lora_adapter(list(models.items()), lora, name)
 
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike[str],
+        unet_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        text_encoder_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes a LoRA to a file of the folder, `pytorch_lora_weights.safetensors` unless named.
+
+        Layers are what PEFT's `get_peft_model_state_dict` gives, or `pipe.unet.get_adapter_state_dict(name)`; the metadata are
+        `pipe.unet.peft_config[name].to_dict()`.
+        """
+        if not safe_serialization:
+            raise NotImplementedError("weights are saved as safetensors, not as pickle files")
+        if save_function is not None:
+            raise NotImplementedError("`save_function` is not supported: the file is written by this library")
+        layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
+        configs = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
+        parts = []
+        for component, given in layers.items():
+            state = given.state_dict() if isinstance(given, torch.nn.Module) else given
+            if state:
+                tensors = [(key, tensor.detach()) for key, tensor in state.items()]
+                config = configs[component]
+                parts.append((component, tensors, json.dumps(dict(config), default=list) if config else None))
+        if not parts:
+            raise ValueError("give at least one of `unet_lora_layers` and `text_encoder_lora_layers`")
+        _tch_diffusers.save_lora_weights(os.fspath(save_directory), parts, weight_name)
+
     def _adapters(self) -> set[str]:
         return {name for names in self.get_list_adapters().values() for name in names}
 
@@ -109,16 +146,24 @@ class StableDiffusionLoraLoaderMixin:
         adapter_names: list[str] | str,
         adapter_weights: float | dict[str, Any] | list[float] | list[dict[str, Any]] | list[Any] | None = None,
     ) -> None:
-        """Has these adapters, and no others, take part: each with a weight, or with one for each component."""
+        """Has these adapters, and no others, take part: each with a weight, or with one for each component.
+
+        That of the UNet may be by blocks: `{"unet": {"down": 0.5, "up": {"block_1": [0.2, 0.8, 0.4]}}, "text_encoder": 0.3}`.
+        """
         names = self._known(adapter_names)
+        # Differs from diffusers: there, one dictionary for several adapters counts for the first of them alone.
         weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
         if len(weights) != len(names):
             raise ValueError(f"{len(weights)} weights were given for {len(names)} adapters")
+        unknown = sorted({name for weight in weights if isinstance(weight, Mapping) for name in weight})
+        unknown = [name for name in unknown if name not in self._lora_loadable_modules]
+        if unknown:
+            logger.warning("`adapter_weights` of %s are passed over: adapters are of %s", unknown, self._lora_loadable_modules)
         for component, node in self._lora_models().items():
             own = [weight.get(component) if isinstance(weight, Mapping) else weight for weight in weights]
-            if any(isinstance(weight, Mapping) for weight in own):
-                raise NotImplementedError("weights of single blocks are not supported: give a number for each component")
-            _tch_diffusers.set_adapters(node, names, [1.0 if weight is None else float(weight) for weight in own])
+            if component != "unet" and any(isinstance(weight, Mapping) for weight in own):
+                raise ValueError(f"weights by block are of the UNet; for `{component}` give a number")
+            _tch_diffusers.set_adapters(node, names, [adapter_weight(weight) for weight in own])
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Forgets adapters; fused ones have to be unfused first."""

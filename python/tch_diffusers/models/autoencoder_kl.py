@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tch_diffusers import _tch_diffusers
+from tch_diffusers.loaders.peft import PeftAdapterMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import BaseOutput, Generators, generators_of
 
@@ -66,7 +67,7 @@ class DecoderOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class AutoencoderKL(ModelMixin):
+class AutoencoderKL(ModelMixin, PeftAdapterMixin):
     """From pictures to latents and back.
 
     >>> import torch

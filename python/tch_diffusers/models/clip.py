@@ -11,6 +11,7 @@ from typing import Optional
 import torch
 
 from tch_diffusers import _tch_diffusers
+from tch_diffusers.loaders.peft import PeftAdapterMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import BaseOutput
 
@@ -26,7 +27,7 @@ class CLIPTextModelOutput(BaseOutput):
     hidden_states: Optional[tuple[torch.Tensor, ...]] = None
 
 
-class CLIPTextModel(ModelMixin):
+class CLIPTextModel(ModelMixin, PeftAdapterMixin):
     """The text half of CLIP.
 
     >>> import torch

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tch_diffusers import _tch_diffusers
+from tch_diffusers.loaders.peft import PeftAdapterMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import BaseOutput
 
@@ -24,7 +25,7 @@ class Transformer2DModelOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class FluxTransformer2DModel(ModelMixin):
+class FluxTransformer2DModel(ModelMixin, PeftAdapterMixin):
     """Predicts the velocity of a picture's tokens from noisy ones, a time and text.
 
     >>> config = dict(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tch_diffusers import _tch_diffusers
+from tch_diffusers.loaders.peft import PeftAdapterMixin
 from tch_diffusers.models.modeling_utils import ModelMixin
 from tch_diffusers.utils import BaseOutput
 from tch_diffusers.utils.lora import lora_scale_of, scaled
@@ -26,7 +27,7 @@ class UNet2DConditionOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class UNet2DConditionModel(ModelMixin):
+class UNet2DConditionModel(ModelMixin, PeftAdapterMixin):
     """Predicts noise from noisy latents, a timestep and text.
 
     >>> import torch

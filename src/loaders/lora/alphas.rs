@@ -8,7 +8,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 /// The alphas of a component's layers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) enum Alphas {
     /// Each layer's rank, for a weight of 1.
     Ranks,
@@ -19,30 +19,40 @@ pub(super) enum Alphas {
 }
 
 /// What counts of a `LoraConfig`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Config {
     rank: i64,
     alpha: f64,
-    rank_pattern: Vec<(String, f64)>,
-    alpha_pattern: Vec<(String, f64)>,
+    rank_pattern: Vec<Pattern>,
+    alpha_pattern: Vec<Pattern>,
     pub(super) use_rslora: bool,
+}
+
+/// The number of the modules whose paths, or their ends after a point, are this regular expression.
+#[derive(Clone, Debug)]
+struct Pattern {
+    name: String,
+    /// None where the name is no regular expression, and means itself alone.
+    regex: Option<Regex>,
+    number: f64,
+}
+
+impl Pattern {
+    fn new(name: &str, number: f64) -> Self {
+        Self { regex: Regex::new(&format!(r"^(.*\.)?({name})$")).ok(), name: name.into(), number }
+    }
+
+    fn fits(&self, module: &str) -> bool {
+        self.regex.as_ref().map_or(self.name == module, |regex| regex.is_match(module))
+    }
 }
 
 impl Alphas {
     /// From a file's alphas under diffusers' names of them, in the order of the file.
     pub(super) fn given(alphas: &[(String, f64)]) -> Self {
-        let mut counts: Vec<(f64, usize)> = vec![];
-        for (_, alpha) in alphas {
-            match counts.iter_mut().find(|(known, _)| known == alpha) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((*alpha, 1)),
-            }
-        }
-        // Of several the first, as Python's `Counter` has it.
-        let most = counts.iter().map(|(_, count)| *count).max();
-        match counts.iter().find(|(_, count)| Some(*count) == most) {
+        match most_common(alphas.iter().map(|(_, alpha)| *alpha)) {
             None => Self::Ranks,
-            Some(&(common, _)) => {
+            Some(common) => {
                 let others = alphas.iter().filter(|(_, alpha)| *alpha != common).cloned().collect();
                 Self::Given { common, others }
             }
@@ -83,12 +93,13 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] for a value of another type; [`Error::Unsupported`] for what is no plain LoRA.
     pub(super) fn read(metadata: &Map<String, Value>, component: &str) -> Result<Option<Self>> {
-        let get = |key: &str| metadata.get(&format!("{component}.{key}")).filter(|value| !value.is_null());
+        let named = |key: &str| if component.is_empty() { key.into() } else { format!("{component}.{key}") };
+        let get = |key: &str| metadata.get(&named(key)).filter(|value| !value.is_null());
         if get("r").is_none() && get("lora_alpha").is_none() {
             return Ok(None);
         }
         let refuse = |key: &str, expected: &str, found: &Value| {
-            Error::Config(format!("`lora_adapter_metadata`: `{component}.{key}` should be {expected} and is {found}"))
+            Error::Config(format!("`lora_adapter_metadata`: `{}` should be {expected} and is {found}", named(key)))
         };
         let number = |key: &str, default: f64| {
             get(key).map_or(Ok(default), |value| value.as_f64().ok_or_else(|| refuse(key, "a number", value)))
@@ -101,14 +112,15 @@ impl Config {
             let entries = value.as_object().ok_or_else(|| refuse(key, "an object of numbers", value))?.iter();
             let entry = |(name, value): (&String, &Value)| {
                 let number = value.as_f64().ok_or_else(|| refuse(key, "an object of numbers", value))?;
-                Ok((name.clone(), number))
+                Ok(Pattern::new(name, number))
             };
             entries.map(entry).collect::<Result<Vec<_>>>()
         };
         for variant in ["use_dora", "use_qalora", "use_bdlora"] {
             if get(variant).is_some_and(|value| *value != Value::Bool(false)) {
                 return Err(Error::Unsupported(format!(
-                    "`lora_adapter_metadata`: `{component}.{variant}` is on, and only plain LoRAs are supported"
+                    "`lora_adapter_metadata`: `{}` is on, and only plain LoRAs are supported",
+                    named(variant)
                 )));
             }
         }
@@ -122,13 +134,22 @@ impl Config {
     }
 }
 
-/// The number of the first name that is the module's path, or its end after a point, as a regular expression.
-fn matching(pattern: &[(String, f64)], module: &str) -> Option<f64> {
-    let fits = |name: &str| match Regex::new(&format!(r"^(.*\.)?({name})$")) {
-        Ok(regex) => regex.is_match(module),
-        Err(_) => name == module,
-    };
-    pattern.iter().find(|(name, _)| fits(name)).map(|(_, number)| *number)
+/// The number that there is most often; of several the first, as Python's `Counter` has it.
+pub(super) fn most_common(numbers: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut counts: Vec<(f64, usize)> = vec![];
+    for number in numbers {
+        match counts.iter_mut().find(|(known, _)| *known == number) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((number, 1)),
+        }
+    }
+    let most = counts.iter().map(|(_, count)| *count).max();
+    counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(number, _)| number)
+}
+
+/// The number of the first pattern that fits.
+fn matching(patterns: &[Pattern], module: &str) -> Option<f64> {
+    patterns.iter().find(|pattern| pattern.fits(module)).map(|pattern| pattern.number)
 }
 
 #[cfg(test)]

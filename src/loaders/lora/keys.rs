@@ -81,7 +81,15 @@ pub(super) fn read(key: &str, default: &str) -> Spelling {
     }
     let bare = key.strip_prefix("base_model.model.").unwrap_or(key);
     let (component, rest) = component(bare).unwrap_or((default, bare));
-    let name = to_peft(component, rest);
+    read_of(component, rest)
+}
+
+/// The key of a layer of `component`, which it does not name.
+pub(super) fn read_of(component: &str, key: &str) -> Spelling {
+    if let Some(other) = foreign_method(key) {
+        return other;
+    }
+    let name = to_peft(component, key);
     for part in [Part::Down, Part::Up, Part::UpBias] {
         let module = name.strip_suffix(part.ending()).and_then(|module| module.strip_suffix('.'));
         if let Some(module) = module {

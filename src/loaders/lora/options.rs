@@ -9,7 +9,7 @@ use crate::loaders::HubOptions;
 use std::path::{Path, PathBuf};
 
 /// What the file is called in a folder of diffusers'.
-const LORA_WEIGHT_NAME_SAFE: &str = "pytorch_lora_weights.safetensors";
+pub(super) const LORA_WEIGHT_NAME_SAFE: &str = "pytorch_lora_weights.safetensors";
 
 /// What `load_lora_weights` may be told.
 ///

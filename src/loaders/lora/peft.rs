@@ -6,12 +6,13 @@
 
 use super::LoraStateDict;
 use super::alphas::Alphas;
+use super::block_weights::UNetWeight;
 use super::keys::Part;
 use super::state_dict::{Component, Layer};
 use crate::error::{Error, Result};
 use crate::hooks::refuse_if_offloaded;
 use crate::nn::{LORA_HOOK, LoraLayer, LoraWeights, Node, lora_dtype, lora_shapes};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::Tensor;
@@ -81,6 +82,7 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn additions(&self) -> Result<Vec<Addition>> {
         let (mut found, mut missing, mut mismatches, mut unmatched) = (vec![], vec![], vec![], vec![]);
+        let mut taken = BTreeSet::new();
         for (module, layer) in &self.part.layers {
             let key = |part: Part| LoraStateDict::key(self.component, module, part);
             let lacks = [(Part::Down, &layer.down), (Part::Up, &layer.up)];
@@ -90,6 +92,10 @@ impl Plan<'_> {
                 unmatched.push(module.as_str());
                 continue;
             };
+            if !taken.insert(node.path().to_string()) {
+                let (file, path) = (self.lora.file().display(), node.path());
+                return Err(Error::Config(format!("{file}: `{path}` is there twice, with and without `text_model.`")));
+            }
             let before = mismatches.len();
             self.check(&node, module, layer, [down, up], &mut mismatches)?;
             if mismatches.len() == before {
@@ -196,6 +202,51 @@ pub fn active_adapters(model: &Node) -> Option<Vec<String>> {
     layers(model).first().map(|(_, layer)| layer.active())
 }
 
+/// As [`load_lora_adapter`], of a LoRA that was read for one model, with this prefix. Gives the adapter's name.
+pub(super) fn load_model_lora(
+    model: &Node,
+    lora: &LoraStateDict,
+    prefix: Option<&str>,
+    adapter_name: Option<&str>,
+) -> Result<String> {
+    let name = adapter_name.map_or_else(|| default_adapter_name(list_adapters(model)), String::from);
+    let component = prefix.unwrap_or_default();
+    if load_lora_adapter(&[(component, model)], lora, &name)?.is_empty() {
+        let (file, class) = (lora.file().display(), model.class());
+        let why = prefix.map_or_else(|| "it is empty".into(), |prefix| format!("no key begins with `{prefix}.`"));
+        return Err(Error::Config(format!("{file}: there is nothing for the {class}: {why}")));
+    }
+    Ok(name)
+}
+
+/// diffusers' name for an adapter that is given none, which is not among those that are `taken`.
+#[must_use]
+pub fn default_adapter_name(mut taken: Vec<String>) -> String {
+    taken.sort();
+    taken.dedup();
+    let free = |number: &usize| !taken.contains(&format!("default_{number}"));
+    format!("default_{}", (taken.len()..).find(free).unwrap_or_default())
+}
+
+/// Has the adapters of these names, and no others, take part in forwards, in this order and with the weights that they have.
+pub fn activate(model: &Node, names: &[String]) {
+    layers(model).iter().for_each(|(_, layer)| layer.set_active(names));
+}
+
+/// As [`set_adapters`], with a weight for each name, which may be one by blocks.
+///
+/// # Errors
+/// [`Error::Argument`] for another number of weights than of names, or as [`UNetWeight::resolve`]; nothing is changed then.
+pub fn set_adapter_weights(model: &Node, names: &[String], weights: &[UNetWeight]) -> Result<()> {
+    if names.len() != weights.len() {
+        let (names, found) = (names.len(), weights.len());
+        return Err(Error::Argument(format!("{found} weights were given for {names} adapters")));
+    }
+    let weights = weights.iter().map(|weight| weight.resolve(model)).collect::<Result<Vec<_>>>()?;
+    set_adapters(model, names, |number, path| weights.get(number).map_or(1.0, |weight| weight.at(path)));
+    Ok(())
+}
+
 /// Has the adapters of these names, and no others, take part in forwards, in this order. `weight` says by how much, for a
 /// name's number and the path of a layer; names that `model` has no adapter of are passed over.
 pub fn set_adapters(model: &Node, names: &[String], weight: impl Fn(usize, &str) -> f64) {
@@ -213,17 +264,22 @@ pub fn set_adapters(model: &Node, names: &[String], weight: impl Fn(usize, &str)
 /// [`Error::Argument`] for an adapter that is fused.
 // Differs from diffusers: there, a fused adapter is forgotten and stays in the weights.
 pub fn delete_adapter(model: &Node, name: &str) -> Result<()> {
-    if fused_loras(model).iter().any(|fused| fused == name) {
-        return Err(Error::Argument(format!(
-            "adapter `{name}` is fused: call unfuse_lora first, or unload_lora_weights to keep it in the weights"
-        )));
-    }
+    refuse_fused(model, name)?;
     for (node, layer) in layers(model) {
         if !layer.delete(name) && layer.fused().is_empty() {
             node.remove_hook(LORA_HOOK);
         }
     }
     Ok(())
+}
+
+pub(super) fn refuse_fused(model: &Node, name: &str) -> Result<()> {
+    match fused_loras(model).iter().any(|fused| fused == name) {
+        false => Ok(()),
+        true => Err(Error::Argument(format!(
+            "adapter `{name}` is fused: call unfuse_lora first, or unload_lora_weights to keep it in the weights"
+        ))),
+    }
 }
 
 /// Has all adapters take no part in forwards; fused ones are taken out of the weights.

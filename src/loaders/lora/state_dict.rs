@@ -1,16 +1,19 @@
 //! A LoRA as it stands in its file.
 
 use super::alphas::{Alphas, Config};
-use super::keys::{Key, Part, Spelling, are_kohyas, has_component, read};
+use super::keys::{Key, Part, Spelling, are_kohyas, has_component, read, read_of};
 use super::kohya;
 use crate::error::{Error, Result};
 use crate::loaders::SafetensorsHeader;
-use crate::loaders::checkpoint::mapped;
+use crate::loaders::checkpoint::{in_memory, mapped};
 use crate::torch::{KindExt, MappedFile};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
+
+/// Where diffusers keeps the training's configuration, as JSON: among the metadata of the file.
+pub(super) const METADATA_KEY: &str = "lora_adapter_metadata";
 
 /// The endings of files that can run code.
 const PICKLES: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
@@ -28,6 +31,45 @@ const PICKLES: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
 pub struct LoraStateDict {
     file: PathBuf,
     components: BTreeMap<String, Component>,
+}
+
+/// Tensors by their keys.
+type Tensors = Vec<(String, Tensor)>;
+
+/// What the keys of a LoRA say.
+#[derive(Clone, Copy)]
+enum Naming<'a> {
+    /// Components and layers, in kohya's spelling.
+    Kohya,
+    /// Components and layers.
+    Components,
+    /// Layers of a UNet.
+    Unet,
+    /// Layers of one model, behind this name if there is one. Other keys are of other models.
+    Model(Option<&'a str>),
+}
+
+impl Naming<'_> {
+    fn of(tensors: &[(String, Tensor)]) -> Self {
+        let mut keys = tensors.iter().map(|(key, _)| key.as_str());
+        // Differs from diffusers: there, keys that name no component are read by `unet.load_attn_procs` alone.
+        match !tensors.is_empty() && are_kohyas(keys.clone()) {
+            true => Self::Kohya,
+            false if keys.any(has_component) => Self::Components,
+            false => Self::Unet,
+        }
+    }
+
+    /// What `key` is; none for one of another model.
+    fn read(self, key: &str) -> Option<Spelling> {
+        match self {
+            Self::Kohya => Some(kohya::read(key)),
+            Self::Components => Some(read(key, "")),
+            Self::Unet => Some(read(key, "unet")),
+            Self::Model(None) => Some(read_of("", key)),
+            Self::Model(Some(prefix)) => Some(read_of(prefix, key.strip_prefix(prefix)?.strip_prefix('.')?)),
+        }
+    }
 }
 
 /// The part of a LoRA that is of one model.
@@ -60,16 +102,31 @@ impl LoraStateDict {
     /// none of a LoRA's; and as [`SafetensorsHeader::read`].
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        if PICKLES.contains(&ending) {
-            return Err(pickle(path));
-        }
-        let header = SafetensorsHeader::read(path)?;
-        let map = MappedFile::open(path, header.size)?;
+        let (tensors, metadata) = read_file(path)?;
+        Self::from_tensors(path, &tensors, metadata.as_deref())
+    }
+
+    /// Reads a safetensors file with the LoRA of one model: keys name its layers, behind `prefix` and a point if that is
+    /// given, and keys without the prefix are of other models. diffusers' `load_lora_adapter` of a model.
+    ///
+    /// # Errors
+    /// As [`LoraStateDict::read`]. Kohya's layout is none of a single model's.
+    pub fn read_of_model(path: impl AsRef<Path>, prefix: Option<&str>) -> Result<Self> {
+        let path = path.as_ref();
+        let (tensors, metadata) = read_file(path)?;
+        Self::from_tensors_of_model(path, &tensors, metadata.as_deref(), prefix)
+    }
+
+    /// Reads a safetensors file that is in memory; errors call it `name`.
+    ///
+    /// # Errors
+    /// As [`LoraStateDict::read`].
+    pub fn parse(name: &Path, bytes: &[u8]) -> Result<Self> {
+        let header = SafetensorsHeader::parse(name, &mut &*bytes, bytes.len() as u64)?;
         let tensors = header.tensors.iter();
-        let tensors = tensors.map(|entry| Ok((entry.name.clone(), mapped(&map, header.start, entry)?.view()?)));
+        let tensors = tensors.map(|entry| Ok((entry.name.clone(), in_memory(name, bytes, header.start, entry)?)));
         let tensors = tensors.collect::<Result<Vec<_>>>()?;
-        Self::from_tensors(path, &tensors, header.metadata.get("lora_adapter_metadata").map(String::as_str))
+        Self::from_tensors(name, &tensors, header.metadata.get(METADATA_KEY).map(String::as_str))
     }
 
     /// Takes the tensors of a LoRA that is in memory, in one of the layouts; errors call it `name`. `metadata` is the JSON
@@ -78,26 +135,38 @@ impl LoraStateDict {
     /// # Errors
     /// As [`LoraStateDict::read`].
     pub fn from_tensors(name: &Path, tensors: &[(String, Tensor)], metadata: Option<&str>) -> Result<Self> {
+        Self::collect(name, tensors, metadata, Naming::of(tensors))
+    }
+
+    /// As [`LoraStateDict::read_of_model`], of tensors that are in memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_tensors_of_model(
+        name: &Path,
+        tensors: &[(String, Tensor)],
+        metadata: Option<&str>,
+        prefix: Option<&str>,
+    ) -> Result<Self> {
+        Self::collect(name, tensors, metadata, Naming::Model(prefix))
+    }
+
+    fn collect(name: &Path, tensors: &[(String, Tensor)], metadata: Option<&str>, naming: Naming<'_>) -> Result<Self> {
         let mut lora = Self { file: name.to_path_buf(), components: BTreeMap::new() };
-        let is_kohyas = !tensors.is_empty() && are_kohyas(tensors.iter().map(|(key, _)| key.as_str()));
-        // Differs from diffusers: there, keys that name no component are read by `unet.load_attn_procs` alone.
-        let names_components = tensors.iter().any(|(key, _)| has_component(key));
         let mut unexpected = vec![];
         for (key, tensor) in tensors {
-            let spelling = match (is_kohyas, names_components) {
-                (true, _) => kohya::read(key),
-                (false, true) => read(key, ""),
-                (false, false) => read(key, "unet"),
-            };
-            match spelling {
-                Spelling::Known(known) => lora.insert(key, known, tensor)?,
-                Spelling::Skipped => tracing::warn!("{}: `{key}` is of DoRA and is passed over", name.display()),
-                Spelling::Unexpected => unexpected.push(key.as_str()),
-                Spelling::Method(method) => {
+            match naming.read(key) {
+                Some(Spelling::Known(known)) => lora.insert(key, known, tensor)?,
+                Some(Spelling::Skipped) => {
+                    tracing::warn!("{}: `{key}` is of DoRA and is passed over", name.display());
+                }
+                Some(Spelling::Unexpected) => unexpected.push(key.as_str()),
+                Some(Spelling::Method(method)) => {
                     let text = format!("{}: `{key}` is of {method}; supported are plain LoRAs", name.display());
                     return Err(Error::Unsupported(text));
                 }
-                Spelling::Foreign => return Err(lora.foreign(key)),
+                Some(Spelling::Foreign) => return Err(lora.foreign(key)),
+                None => {}
             }
         }
         if !unexpected.is_empty() {
@@ -134,17 +203,22 @@ impl LoraStateDict {
         }
         let layer = component.layers.entry(module).or_default();
         layer.pattern = pattern;
+        let twice = "is there twice, in two spellings";
         let place = match part {
             Part::Alpha => {
-                layer.alpha = Some(tensor.f_reshape([1])?.f_double_value(&[0])?);
-                return Ok(());
+                let alpha = tensor.f_reshape([1])?.f_double_value(&[0])?;
+                return match layer.alpha.replace(alpha) {
+                    Some(_) => refuse(twice.into()),
+                    None if !alpha.is_finite() => refuse(format!("should be a number and is {alpha}")),
+                    None => Ok(()),
+                };
             }
             Part::Down => &mut layer.down,
             Part::Up => &mut layer.up,
             Part::UpBias => &mut layer.up_bias,
         };
         if place.is_some() {
-            return refuse("is there twice, in two spellings".into());
+            return refuse(twice.into());
         }
         *place = Some(copied(tensor)?);
         Ok(())
@@ -173,7 +247,8 @@ impl LoraStateDict {
         &self.file
     }
 
-    /// The components that it has weights for, by name.
+    /// The components that it has weights for, by name; `""` for the one of a LoRA whose keys name layers alone, by
+    /// [`LoraStateDict::read_of_model`].
     #[must_use]
     pub fn components(&self) -> Vec<&str> {
         self.components.keys().map(String::as_str).collect()
@@ -192,7 +267,8 @@ impl LoraStateDict {
 
     /// A key as PEFT would spell it, for errors.
     pub(super) fn key(component: &str, module: &str, part: Part) -> String {
-        format!("{component}.{module}.{}", part.ending())
+        let point = if component.is_empty() { "" } else { "." };
+        format!("{component}{point}{module}.{}", part.ending())
     }
 }
 
@@ -215,6 +291,19 @@ impl Component {
     pub(super) fn own_alpha(&self, module: &str) -> Option<f64> {
         self.layers.get(module)?.alpha
     }
+}
+
+/// The tensors of a safetensors file, which lie in it, and its [`METADATA_KEY`].
+fn read_file(path: &Path) -> Result<(Tensors, Option<String>)> {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    if PICKLES.contains(&ending) {
+        return Err(pickle(path));
+    }
+    let mut header = SafetensorsHeader::read(path)?;
+    let map = MappedFile::open(path, header.size)?;
+    let tensors = header.tensors.iter();
+    let tensors = tensors.map(|entry| Ok((entry.name.clone(), mapped(&map, header.start, entry)?.view()?)));
+    Ok((tensors.collect::<Result<Vec<_>>>()?, header.metadata.remove(METADATA_KEY)))
 }
 
 /// The refusal of a file that can run code.

@@ -9,6 +9,7 @@ use super::tiling::Tiling;
 use super::vae::{Decoder, DiagonalGaussianDistribution, Encoder};
 use crate::error::Result;
 use crate::loaders::KeyMap;
+use crate::loaders::lora::PeftAdapterMixin;
 use crate::models::{ModelMixin, share};
 use crate::nn::{Conv2d, Conv2dConfig, Module, Node, Scope};
 use crate::torch::Generator;
@@ -208,6 +209,8 @@ impl Module for AutoencoderKL {
         &self.node
     }
 }
+
+impl PeftAdapterMixin for AutoencoderKL {}
 
 impl ModelMixin for AutoencoderKL {
     type Config = AutoencoderKLConfig;

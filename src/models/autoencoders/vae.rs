@@ -143,7 +143,7 @@ impl DiagonalGaussianDistribution {
     /// [`Error::Shape`](crate::Error::Shape) if the channels have no halves.
     pub fn new(parameters: &Tensor) -> Result<Self> {
         let [mean, logvar] = parameters.chunks::<2>(1)?;
-        let logvar = logvar.f_clamp(-30.0, 20.0)?;
+        let logvar = logvar.clamped(-30.0, 20.0)?;
         let std = logvar.times(0.5)?.f_exp()?;
         Ok(Self { mean, logvar, std })
     }

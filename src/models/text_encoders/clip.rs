@@ -7,8 +7,10 @@ use super::clip_config::CLIPTextConfig;
 use super::clip_encoder::{CLIPEncoderLayer, CLIPTextEmbeddings, Visible};
 use crate::error::{Error, Result};
 use crate::loaders::KeyMap;
+use crate::loaders::lora::PeftAdapterMixin;
 use crate::models::ModelMixin;
 use crate::nn::{LayerNorm, Linear, Module, Node, Scope};
+use crate::torch::NumberExt;
 use std::cell::RefCell;
 use tch::{Kind, Tensor};
 
@@ -180,7 +182,7 @@ impl CLIPTextModel {
         let position = match self.eos_token_id {
             // The largest id of CLIP's own vocabulary is the end of text.
             2 => ids.f_argmax(-1, false)?,
-            eos => ids.f_eq(eos)?.f_to_kind(Kind::Int)?.f_argmax(-1, false)?,
+            eos => ids.is_equal_to(eos)?.f_to_kind(Kind::Int)?.f_argmax(-1, false)?,
         };
         let position = position.f_unsqueeze(-1)?.f_unsqueeze(-1)?.f_expand([-1, -1, self.config.hidden_size], false)?;
         Ok(last_hidden_state.f_gather(1, &position, false)?.f_squeeze_dim(1)?)
@@ -192,6 +194,8 @@ impl Module for CLIPTextModel {
         &self.node
     }
 }
+
+impl PeftAdapterMixin for CLIPTextModel {}
 
 impl ModelMixin for CLIPTextModel {
     type Config = CLIPTextConfig;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::loaders::KeyMap;
 use crate::models::ModelMixin;
 use crate::nn::{Embedding, Module, Node, Scope};
+use crate::torch::NumberExt;
 use tch::{Kind, Tensor};
 
 /// The encoder half of T5, which FLUX.1 reads long prompts with.
@@ -86,7 +87,7 @@ fn masked(bias: Tensor, attention_mask: Option<&Tensor>) -> Result<Tensor> {
         Kind::BFloat16 => -3.389_531_389_251_535_5e38,
         _ => f64::from(f32::MIN),
     };
-    let hidden = mask.f_eq(0)?.f_unsqueeze(1)?.f_unsqueeze(2)?;
+    let hidden = mask.is_equal_to(0i64)?.f_unsqueeze(1)?.f_unsqueeze(2)?;
     Ok(bias.f_masked_fill(&hidden, least)?)
 }
 

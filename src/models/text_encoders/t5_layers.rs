@@ -23,7 +23,7 @@ impl T5LayerNorm {
     pub(super) fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
         let [hidden_states] = self.node.call([hidden_states], |[hidden_states]| {
             let weight = self.weight.get();
-            let squares = hidden_states.f_to_kind(Kind::Float)?.f_pow_tensor_scalar(2)?;
+            let squares = hidden_states.f_to_kind(Kind::Float)?.raised_to(2i64)?;
             let variance = squares.f_mean_dim(-1, true, None::<Kind>)?;
             let normed = hidden_states.f_mul(&variance.plus(self.eps)?.f_rsqrt()?)?;
             Ok([weight.f_mul(&normed.f_to_kind(weight.f_kind()?)?)?])
@@ -80,12 +80,12 @@ impl T5Attention {
     fn bucket(&self, distances: &Tensor) -> Result<Tensor> {
         let half = self.buckets / 2;
         let exact = half / 2;
-        let ahead = distances.f_gt(0)?.f_to_kind(Kind::Int64)?.f_mul_scalar(half)?;
+        let ahead = distances.is_above(0i64)?.f_to_kind(Kind::Int64)?.times(half)?;
         let distances = distances.f_abs()?;
         let span = (self.max_distance as f64 / exact as f64).ln();
-        let far = distances.f_to_kind(Kind::Float)?.f_div_scalar(exact)?.f_log()?.f_div_scalar(span)?;
-        let far = far.f_mul_scalar(half - exact)?.f_to_kind(Kind::Int64)?.f_add_scalar(exact)?.f_clamp_max(half - 1)?;
-        Ok(ahead.f_add(&distances.f_where_self(&distances.f_lt(exact)?, &far)?)?)
+        let far = distances.f_to_kind(Kind::Float)?.over(exact)?.f_log()?.over(span)?;
+        let far = far.times(half - exact)?.f_to_kind(Kind::Int64)?.plus(exact)?.no_more_than(half - 1)?;
+        Ok(ahead.f_add(&distances.f_where_self(&distances.is_below(exact)?, &far)?)?)
     }
 
     /// `bias` is `[1 or batch, heads, tokens, tokens]`.
@@ -150,7 +150,7 @@ impl Module for T5Dense {
 
 /// GELU by the hyperbolic tangent, operation by operation as transformers' `NewGELUActivation`.
 fn gelu_new(x: &Tensor) -> Result<Tensor> {
-    let cubed = x.f_pow_tensor_scalar(3.0)?.times(0.044715)?;
+    let cubed = x.raised_to(3.0)?.times(0.044715)?;
     let inner = x.f_add(&cubed)?.times((2.0 / std::f64::consts::PI).sqrt())?;
     Ok(x.times(0.5)?.f_mul(&inner.f_tanh()?.plus(1.0)?)?)
 }

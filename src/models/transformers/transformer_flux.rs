@@ -10,6 +10,7 @@ mod rotary;
 use super::FluxTransformer;
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
+use crate::loaders::lora::PeftAdapterMixin;
 use crate::models::normalization::AdaLayerNormContinuous;
 use crate::models::text_time_embeddings::CombinedTimestepTextProjEmbeddings;
 use crate::models::{ModelMixin, To};
@@ -209,6 +210,8 @@ impl Module for FluxTransformer2DModel {
         &self.node
     }
 }
+
+impl PeftAdapterMixin for FluxTransformer2DModel {}
 
 impl FluxTransformer for FluxTransformer2DModel {
     fn config(&self) -> &FluxTransformer2DConfig {

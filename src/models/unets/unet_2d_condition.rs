@@ -14,6 +14,7 @@ pub use inputs::{AddedCond, UNetInputs};
 use super::UNet;
 use super::unet_2d_blocks::{Conditioning, DownBlock, MidBlock, UpBlock};
 use crate::error::{Error, Result};
+use crate::loaders::lora::PeftAdapterMixin;
 use crate::models::attention_processor::{AttentionSlicing, set_attention_slice, set_attention_slices};
 use crate::models::{ModelMixin, To};
 use crate::nn::{Activation, Conv2d, GroupNorm, Module, Node, Scope};
@@ -183,6 +184,8 @@ impl Module for UNet2DConditionModel {
         &self.node
     }
 }
+
+impl PeftAdapterMixin for UNet2DConditionModel {}
 
 impl ModelMixin for UNet2DConditionModel {
     type Config = UNet2DConditionConfig;

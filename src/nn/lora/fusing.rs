@@ -3,7 +3,7 @@
 use super::{Adapter, Base, LoraLayer, State};
 use crate::error::{Error, Result};
 use crate::nn::Param;
-use crate::torch::{KindExt, MappedTensor, MemoryFormat};
+use crate::torch::{KindExt, MappedTensor, MemoryFormat, NumberExt};
 use tch::{Device, Kind, Tensor};
 
 /// What is known of a layer whose weight holds adapters.
@@ -110,7 +110,7 @@ impl LoraLayer {
                     Error::Unsupported("a LoRA with a bias cannot be fused into a layer without one".into())
                 })?;
                 let mut changed = copied(own)?;
-                drop(changed.f_add_(&up_bias.get().f_to_device(changed.device())?.f_mul_scalar(scaling)?)?);
+                drop(changed.f_add_(&up_bias.get().f_to_device(changed.device())?.times(scaling)?)?);
                 (bias, bias_changed) = (Some(changed), true);
             }
             if safe_fusing && !is_finite(&weight, bias.as_ref())? {
@@ -189,15 +189,15 @@ impl LoraLayer {
             (down, up) = (down.f_to_kind(Kind::Float)?, up.f_to_kind(Kind::Float)?);
         }
         let delta = match self.base {
-            Base::Linear => up.f_matmul(&down)?.f_mul_scalar(scaling)?,
+            Base::Linear => up.f_matmul(&down)?.times(scaling)?,
             Base::Conv2d(config) if config.kernel == 1 => {
                 let matrix = |tensor: &Tensor| tensor.f_squeeze_dim(3)?.f_squeeze_dim(2);
                 let product = matrix(&up)?.f_matmul(&matrix(&down)?)?;
-                product.f_unsqueeze(2)?.f_unsqueeze(3)?.f_mul_scalar(scaling)?
+                product.f_unsqueeze(2)?.f_unsqueeze(3)?.times(scaling)?
             }
             Base::Conv2d(_) => {
                 let product = down.f_transpose(0, 1)?.f_conv2d(&up, None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1)?;
-                product.f_transpose(0, 1)?.f_mul_scalar(scaling)?
+                product.f_transpose(0, 1)?.times(scaling)?
             }
         };
         Ok(if upcast { delta.f_to_kind(kind)? } else { delta })

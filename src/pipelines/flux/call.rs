@@ -12,7 +12,7 @@ use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_PROMPT, Watch};
 use crate::pipelines::two_prompts::{PooledPromptEmbeds, two_prompts_arguments};
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::schedulers::{Timesteps, linspace};
-use crate::torch::{Generator, randn_tensor};
+use crate::torch::{Generator, NumberExt, randn_tensor};
 use tch::{Kind, Tensor};
 
 /// What a call gives.
@@ -133,9 +133,9 @@ impl<'a> FluxCall<'a> {
             return Ok(FluxPipelineOutput { images: Images::Latent(latents) });
         }
         let config = self.pipe.vae.config();
-        let latents = unpack(&latents, height, width)?.f_div_scalar(config.scaling_factor)?;
+        let latents = unpack(&latents, height, width)?.over(config.scaling_factor)?;
         // Differs from diffusers: there, a VAE without `shift_factor` fails.
-        let latents = latents.f_add_scalar(config.shift_factor.unwrap_or(0.0))?;
+        let latents = latents.plus(config.shift_factor.unwrap_or(0.0))?;
         let latents = latents.f_to_device(self.pipe.vae.node().execution_device())?;
         let image = self.pipe.vae.decode(&latents).map_err(|error| error.within("vae"))?;
         let images = self.pipe.image_processor.postprocess(&image, self.arguments.output_type)?;

@@ -5,7 +5,7 @@ use super::pipeline_flux::FluxPipeline;
 use crate::error::Result;
 use crate::models::transformers::FluxInputs;
 use crate::schedulers::StepOptions;
-use crate::torch::Generator;
+use crate::torch::{Generator, NumberExt};
 use tch::{Kind, Tensor};
 
 /// What a callback sees at the end of a step, and may change.
@@ -55,7 +55,7 @@ impl Denoise<'_> {
         let times = Tensor::f_from_slice(&timesteps)?.f_to_kind(Kind::Float)?.f_to_kind(kind)?.f_to_device(device)?;
         let bar = pipe.progress_bar.start(timesteps.len() as u64, "denoising");
         for (step, &timestep) in timesteps.iter().enumerate() {
-            let time = times.f_narrow(0, step as i64, 1)?.f_expand([batch], false)?.f_div_scalar(1000.0)?;
+            let time = times.f_narrow(0, step as i64, 1)?.f_expand([batch], false)?.over(1000.0)?;
             let predict = |text: &Text| {
                 let inputs = FluxInputs {
                     hidden_states: &latents,
@@ -71,7 +71,7 @@ impl Denoise<'_> {
             let mut velocity = predict(&self.text)?;
             if let Some((negative, scale)) = &self.negative {
                 let away = predict(negative)?;
-                velocity = away.f_add(&velocity.f_sub(&away)?.f_mul_scalar(*scale)?)?;
+                velocity = away.f_add(&velocity.f_sub(&away)?.times(*scale)?)?;
             }
             // Differs from diffusers: there, the fresh noise of stochastic sampling is the global generator's.
             let options = StepOptions { generators, ..StepOptions::default() };

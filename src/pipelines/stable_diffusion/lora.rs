@@ -5,18 +5,20 @@
 
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
-use crate::loaders::lora::{LoraOptions, LoraStateDict, peft};
+use crate::loaders::lora::{
+    BlockWeights, LoraLayers, LoraOptions, LoraStateDict, SaveLora, UNetWeight, peft, save_lora_weights,
+};
 use crate::nn::{Module, Node};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The components that adapters can be of: diffusers' `_lora_loadable_modules`.
 pub const LORA_LOADABLE_MODULES: [&str; 2] = ["unet", "text_encoder"];
 
 /// How much an adapter counts: 1 as it was trained, 0 not at all.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdapterWeight {
-    /// In the UNet.
-    pub unet: f64,
+    /// In the UNet: a number, or [`BlockWeights`].
+    pub unet: UNetWeight,
     /// In the text encoder.
     pub text_encoder: f64,
 }
@@ -24,7 +26,14 @@ pub struct AdapterWeight {
 impl From<f64> for AdapterWeight {
     /// The same everywhere.
     fn from(weight: f64) -> Self {
-        Self { unet: weight, text_encoder: weight }
+        Self { unet: weight.into(), text_encoder: weight }
+    }
+}
+
+impl From<BlockWeights> for AdapterWeight {
+    /// By blocks in the UNet, and 1 in the text encoder.
+    fn from(weights: BlockWeights) -> Self {
+        Self { unet: weights.into(), text_encoder: 1.0 }
     }
 }
 
@@ -130,7 +139,7 @@ impl StableDiffusionPipeline {
                 "a LoRA needs a UNet with modules; this one has none: fuse the LoRA before tracing".into(),
             ));
         }
-        let name = adapter_name.map_or_else(|| self.default_adapter_name(), String::from);
+        let name = adapter_name.map_or_else(|| peft::default_adapter_name(self.adapters()), String::from);
         peft::load_lora_adapter(&self.lora_models(), lora, &name)?;
         Ok(name)
     }
@@ -151,14 +160,6 @@ impl StableDiffusionPipeline {
             return Err(Error::Argument("`components` names none".into()));
         }
         Ok(self.lora_models().into_iter().filter(|(name, _)| components.contains(name)).collect())
-    }
-
-    fn default_adapter_name(&self) -> String {
-        let mut taken = self.adapters();
-        taken.sort();
-        taken.dedup();
-        let free = |number: &usize| !taken.contains(&format!("default_{number}"));
-        format!("default_{}", (taken.len()..).find(free).unwrap_or_default())
     }
 
     /// The names of all adapters.
@@ -192,8 +193,18 @@ impl StableDiffusionPipeline {
     /// Has these adapters, and no others, take part, in this order and with these weights: numbers, or an
     /// [`AdapterWeight`] for each. Fused adapters stay as they are in the weights.
     ///
+    /// # Examples
+    /// ```no_run
+    /// use tch_diffusers::loaders::lora::BlockWeights;
+    /// # let mut pipe = tch_diffusers::StableDiffusionPipeline::from_pretrained("stable-diffusion-v1-5").load()?;
+    /// pipe.set_adapters(&["pixel", "toys"], &[0.7, 0.4])?;
+    /// pipe.set_adapters(&["pixel"], &[BlockWeights::default().down(0.2).mid(0.5).up([(1, [0.9, 0.4, 0.1].into())])])?;
+    /// # Ok::<(), tch_diffusers::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::Argument`] for a name that no adapter has, or another number of weights than of names.
+    /// [`Error::Argument`] for a name that no adapter has, another number of weights than of names, or a block that the UNet
+    /// has not; nothing is changed then.
     pub fn set_adapters<W: Into<AdapterWeight> + Clone>(&self, adapter_names: &[&str], weights: &[W]) -> Result<()> {
         if adapter_names.len() != weights.len() {
             let (names, found) = (adapter_names.len(), weights.len());
@@ -202,15 +213,53 @@ impl StableDiffusionPipeline {
         self.check_adapters(adapter_names)?;
         let weights: Vec<AdapterWeight> = weights.iter().cloned().map(Into::into).collect();
         let names: Vec<_> = adapter_names.iter().map(ToString::to_string).collect();
+        // The UNet comes first, the only one of them that can refuse.
         for (component, model) in self.lora_models() {
-            let is_unet = component == "unet";
-            peft::set_adapters(model, &names, |number, _| match weights.get(number) {
-                Some(weight) if is_unet => weight.unet,
-                Some(weight) => weight.text_encoder,
-                None => 1.0,
-            });
+            let own = |weight: &AdapterWeight| match component {
+                "unet" => weight.unet.clone(),
+                _ => weight.text_encoder.into(),
+            };
+            peft::set_adapter_weights(model, &names, &weights.iter().map(own).collect::<Vec<_>>())?;
         }
         Ok(())
+    }
+
+    /// The adapter as it is saved, by the components that it has layers in.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a name that no adapter has.
+    pub fn lora_layers(&self, adapter_name: &str) -> Result<Vec<(&'static str, LoraLayers)>> {
+        self.check_adapters(&[adapter_name])?;
+        let has = |model: &Node| peft::list_adapters(model).iter().any(|known| known == adapter_name);
+        let models = self.lora_models().into_iter().filter(|(_, model)| has(model));
+        models.map(|(component, model)| Ok((component, LoraLayers::of(model, adapter_name)?))).collect()
+    }
+
+    /// Writes a LoRA to a file in `folder`, which is made if there is none, so that diffusers reads it: `layers` by the
+    /// components of [`LORA_LOADABLE_MODULES`], as [`StableDiffusionPipeline::lora_layers`] takes them out of a pipeline.
+    /// Gives the file.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use tch_diffusers::{StableDiffusionPipeline, loaders::lora::SaveLora};
+    /// # let mut pipe = StableDiffusionPipeline::from_pretrained("stable-diffusion-v1-5").load()?;
+    /// StableDiffusionPipeline::save_lora_weights("pixel", &pipe.lora_layers("pixel")?, &SaveLora::default())?;
+    /// # Ok::<(), tch_diffusers::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another component; and as [`save_lora_weights`].
+    pub fn save_lora_weights(
+        folder: impl AsRef<Path>,
+        layers: &[(&str, LoraLayers)],
+        options: &SaveLora,
+    ) -> Result<PathBuf> {
+        if let Some((unknown, _)) = layers.iter().find(|(name, _)| !LORA_LOADABLE_MODULES.contains(name)) {
+            let known = LORA_LOADABLE_MODULES.join(", ");
+            return Err(Error::Argument(format!("LoRAs are not of `{unknown}`: components are {known}")));
+        }
+        let parts: Vec<_> = layers.iter().map(|(component, layers)| (*component, layers)).collect();
+        save_lora_weights(folder, &parts, options)
     }
 
     /// Forgets these adapters. A model that has no other active one takes the first by name.

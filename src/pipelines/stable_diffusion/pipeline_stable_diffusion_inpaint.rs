@@ -333,7 +333,7 @@ impl Inpainting {
     ) -> Result<Tensor> {
         let masked = match &self.masked_image_latents {
             Some(given) => given.shallow_clone(),
-            None => image.f_mul(&mask.f_to_device(image.device())?.f_lt(0.5)?)?,
+            None => image.f_mul(&mask.f_to_device(image.device())?.is_below(0.5)?)?,
         };
         let masked = masked.f_to_device(setting.device)?.f_to_kind(setting.kind)?;
         match masked.size4()?.1 == setting.pipe.image_processor.vae_latent_channels {

@@ -8,6 +8,7 @@ use crate::loaders::KeyMap;
 use crate::models::ModelMixin;
 use crate::models::image_encoders::{CLIPVisionConfig, CLIPVisionModel};
 use crate::nn::{Linear, Module, Node, Param, Scope};
+use crate::torch::NumberExt;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -203,7 +204,7 @@ fn cosine_distance(image_embeds: &Tensor, text_embeds: &Tensor) -> Result<Tensor
 
 /// Each row with a length of 1.
 fn normalized(rows: &Tensor) -> Result<Tensor> {
-    let length = rows.f_norm_scalaropt_dim(2, [1].as_slice(), true)?.f_clamp_min(1e-12)?;
+    let length = rows.f_norm_scalaropt_dim(2, [1].as_slice(), true)?.no_less_than(1e-12)?;
     Ok(rows.f_div(&length.f_expand_as(rows)?)?)
 }
 

@@ -3,6 +3,7 @@
 
 use super::{Message, tensor};
 use crate::error::Result;
+use crate::torch::number::Number;
 use std::ffi::{c_int, c_void};
 use tch::Tensor;
 
@@ -10,10 +11,13 @@ unsafe extern "C" {
     fn tds_with_number(
         tensor: *mut c_void,
         operation: c_int,
-        number: f64,
+        is_whole: c_int,
+        whole: i64,
+        real: f64,
         out: *mut *mut c_void,
         error: Message,
     ) -> c_int;
+    fn tds_clamp(tensor: *mut c_void, min: f64, max: f64, out: *mut *mut c_void, error: Message) -> c_int;
     fn tds_baddbmm(
         bias: *mut c_void,
         left: *mut c_void,
@@ -36,15 +40,32 @@ pub(in crate::torch) enum Operation {
     Rsub = 4,
     MulInPlace = 5,
     DivInPlace = 6,
+    Pow = 7,
+    Greater = 8,
+    GreaterOrEqual = 9,
+    Less = 10,
+    Equal = 11,
+    ClampMax = 12,
+    ClampMin = 13,
 }
 
 fn pointer(tensor: &Tensor) -> *mut c_void {
     tensor.as_ptr().cast_mut().cast()
 }
 
-pub(in crate::torch) fn with_number(own: &Tensor, operation: Operation, number: f64) -> Result<Tensor> {
+pub(in crate::torch) fn with_number(own: &Tensor, operation: Operation, number: Number) -> Result<Tensor> {
+    let (is_whole, whole, real) = match number {
+        Number::Whole(whole) => (1, whole, 0.0),
+        Number::Real(real) => (0, 0, real),
+    };
+    let (own, operation) = (pointer(own), operation as c_int);
     // SAFETY: tch's pointer is an at::Tensor, alive while `own` is borrowed.
-    tensor(|out, error| unsafe { tds_with_number(pointer(own), operation as c_int, number, out, error) })
+    tensor(|out, error| unsafe { tds_with_number(own, operation, is_whole, whole, real, out, error) })
+}
+
+pub(in crate::torch) fn clamp(own: &Tensor, min: f64, max: f64) -> Result<Tensor> {
+    // SAFETY: as above.
+    tensor(|out, error| unsafe { tds_clamp(pointer(own), min, max, out, error) })
 }
 
 pub(in crate::torch) fn baddbmm(bias: &Tensor, left: &Tensor, right: &Tensor, beta: f64, alpha: f64) -> Result<Tensor> {

@@ -4,9 +4,17 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/baddbmm.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/clamp_max.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/div.h>
+#include <ATen/ops/eq.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/gt.h>
 #include <ATen/ops/linspace.h>
+#include <ATen/ops/lt.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/pow.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/sub.h>
 
@@ -37,11 +45,12 @@ SHIM int tds_is_unshared(void* tensor, int* out, char** error) {
   });
 }
 
-// `tensor` and a number, by one of the operations below. Python's own numbers are Scalars too.
-SHIM int tds_with_number(void* tensor, int operation, double number, void** out, char** error) {
+// `tensor` and a number, `whole` or `real`, by one of the operations below. Python's own numbers are Scalars too.
+SHIM int tds_with_number(
+    void* tensor, int operation, int is_whole, int64_t whole, double real, void** out, char** error) {
   return guarded(error, [&] {
     auto& self = *static_cast<at::Tensor*>(tensor);
-    const at::Scalar scalar(number);
+    const at::Scalar scalar = is_whole ? at::Scalar(whole) : at::Scalar(real);
     switch (operation) {
       case 0: *out = new at::Tensor(at::mul(self, scalar)); break;
       case 1: *out = new at::Tensor(at::div(self, scalar)); break;
@@ -50,8 +59,22 @@ SHIM int tds_with_number(void* tensor, int operation, double number, void** out,
       case 4: *out = new at::Tensor(at::rsub(self, scalar)); break;
       case 5: *out = new at::Tensor(self.mul_(scalar)); break;
       case 6: *out = new at::Tensor(self.div_(scalar)); break;
+      case 7: *out = new at::Tensor(at::pow(self, scalar)); break;
+      case 8: *out = new at::Tensor(at::gt(self, scalar)); break;
+      case 9: *out = new at::Tensor(at::ge(self, scalar)); break;
+      case 10: *out = new at::Tensor(at::lt(self, scalar)); break;
+      case 11: *out = new at::Tensor(at::eq(self, scalar)); break;
+      case 12: *out = new at::Tensor(at::clamp_max(self, scalar)); break;
+      case 13: *out = new at::Tensor(at::clamp_min(self, scalar)); break;
       default: throw std::invalid_argument("no such operation");
     }
+  });
+}
+
+SHIM int tds_clamp(void* tensor, double min, double max, void** out, char** error) {
+  return guarded(error, [&] {
+    auto& self = *static_cast<at::Tensor*>(tensor);
+    *out = new at::Tensor(at::clamp(self, at::Scalar(min), at::Scalar(max)));
   });
 }
 

@@ -358,7 +358,7 @@ model_class!(
             output_hidden_states: bool,
         ) -> PyResult<(PyTensor, PyTensor, Option<Vec<PyTensor>>)> {
             let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
-            let forward = move || self.0.lock().forward(&ids, mask.as_ref(), output_hidden_states);
+            let forward = move || self.0.run(|model| model.forward(&ids, mask.as_ref(), output_hidden_states));
             let output = py.detach(forward).or_raise()?;
             let hidden_states = output.hidden_states.map(|states| states.into_iter().map(PyTensor).collect());
             Ok((PyTensor(output.text_embeds), PyTensor(output.last_hidden_state), hidden_states))

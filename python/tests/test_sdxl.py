@@ -395,6 +395,19 @@ def test_loras_of_both_text_encoders_draw_as_in_diffusers(ours, lora):
     np.testing.assert_array_equal(draw(ours), plain)
 
 
+def test_saved_loras_of_both_text_encoders_are_read_by_diffusers(ours, lora, tmp_path):
+    ours.load_lora_weights(lora, adapter_name="style")
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    layers = {f"{part}_lora_layers": getattr(ours, part).get_adapter_state_dict("style") for part in parts}
+    ours.save_lora_weights(tmp_path, **layers)
+    theirs = load(diffusers)
+    theirs.load_lora_weights(tmp_path, adapter_name="style")
+    assert theirs.get_list_adapters() == ours.get_list_adapters()
+    np.testing.assert_array_equal(draw(ours), draw(theirs))
+    with pytest.raises(ValueError, match="and `text_encoder_2_lora_layers`"):
+        ours.save_lora_weights(tmp_path)
+
+
 def test_loras_of_other_spellings_are_read_or_refused_by_name(ours):
     def kohya(layer, channels):
         factors = {"lora_down": random(4, channels), "lora_up": random(channels, 4)}

@@ -97,22 +97,9 @@ class StableDiffusionLoraLoaderMixin:
         Layers are what PEFT's `get_peft_model_state_dict` gives, or `pipe.unet.get_adapter_state_dict(name)`; the metadata are
         `pipe.unet.peft_config[name].to_dict()`.
         """
-        if not safe_serialization:
-            raise NotImplementedError("weights are saved as safetensors, not as pickle files")
-        if save_function is not None:
-            raise NotImplementedError("`save_function` is not supported: the file is written by this library")
         layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
         configs = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
-        parts = []
-        for component, given in layers.items():
-            state = given.state_dict() if isinstance(given, torch.nn.Module) else given
-            if state:
-                tensors = [(key, tensor.detach()) for key, tensor in state.items()]
-                config = configs[component]
-                parts.append((component, tensors, json.dumps(dict(config), default=list) if config else None))
-        if not parts:
-            raise ValueError("give at least one of `unet_lora_layers` and `text_encoder_lora_layers`")
-        _tch_diffusers.save_lora_weights(os.fspath(save_directory), parts, weight_name)
+        save_layers(save_directory, layers, configs, weight_name, save_function, safe_serialization)
 
     def _adapters(self) -> set[str]:
         return {name for names in self.get_list_adapters().values() for name in names}
@@ -216,3 +203,29 @@ class StableDiffusionLoraLoaderMixin:
     def num_fused_loras(self) -> int:
         """How many adapters are fused."""
         return len(self.fused_loras)
+
+
+def save_layers(
+    save_directory: str | os.PathLike[str],
+    layers: Mapping[str, Mapping[str, torch.Tensor] | torch.nn.Module | None],
+    configs: Mapping[str, Mapping[str, Any] | None],
+    weight_name: str | None,
+    save_function: Callable[..., Any] | None,
+    safe_serialization: bool,
+) -> None:
+    """Writes the layers of each component, and how they were configured, to one file."""
+    if not safe_serialization:
+        raise NotImplementedError("weights are saved as safetensors, not as pickle files")
+    if save_function is not None:
+        raise NotImplementedError("`save_function` is not supported: the file is written by this library")
+    parts = []
+    for component, given in layers.items():
+        state = given.state_dict() if isinstance(given, torch.nn.Module) else given
+        if state:
+            tensors = [(key, tensor.detach()) for key, tensor in state.items()]
+            config = configs[component]
+            parts.append((component, tensors, json.dumps(dict(config), default=list) if config else None))
+    if not parts:
+        names = [f"`{component}_lora_layers`" for component in layers]
+        raise ValueError(f"give at least one of {', '.join(names[:-1])} and {names[-1]}")
+    _tch_diffusers.save_lora_weights(os.fspath(save_directory), parts, weight_name)

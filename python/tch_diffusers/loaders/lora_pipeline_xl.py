@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from tch_diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from tch_diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, save_layers
 
 __all__ = ["StableDiffusionXLLoraLoaderMixin"]
 
@@ -42,3 +42,31 @@ class StableDiffusionXLLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
                 "a LoRA whose blocks are named as the authors' (`lora_unet_input_blocks_4_1_...`) is not supported: load it in "
                 "diffusers, and save it with `save_lora_weights`"
             ) from error
+
+    @classmethod
+    def save_lora_weights(  # type: ignore[override]
+        cls,
+        save_directory: str | os.PathLike[str],
+        unet_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        text_encoder_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        text_encoder_2_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As `StableDiffusionLoraLoaderMixin.save_lora_weights`, with the second text encoder's layers."""
+        layers = {
+            "unet": unet_lora_layers,
+            "text_encoder": text_encoder_lora_layers,
+            "text_encoder_2": text_encoder_2_lora_layers,
+        }
+        configs = {
+            "unet": unet_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
+        }
+        save_layers(save_directory, layers, configs, weight_name, save_function, safe_serialization)

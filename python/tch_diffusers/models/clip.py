@@ -70,7 +70,7 @@ class CLIPTextModelWithProjectionOutput(BaseOutput):
     hidden_states: Optional[tuple[torch.Tensor, ...]] = None
 
 
-class CLIPTextModelWithProjection(ModelMixin):
+class CLIPTextModelWithProjection(ModelMixin, PeftAdapterMixin):
     """The text half of CLIP and a linear map of the pooled state: Stable Diffusion XL's second text encoder.
 
     >>> import torch

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod attention_dispatch;
 pub mod attention_processor;
 pub mod autoencoders;
+pub mod compile;
 pub mod downsampling;
 pub mod embeddings;
 pub mod image_encoders;

@@ -2,10 +2,11 @@
 
     python -m tch_diffusers.export_aoti MODEL --component unet [--dynamic] [--repeated-blocks] [--output FILE.pt2]
 
-diffusers loads the model, `torch.export` records it and AOTInductor compiles it, which needs a C++ compiler and, for CUDA,
-Triton. The package holds code and no weights, so that it serves every checkpoint of the same architecture. Beside the code
-lies `extra/tch_diffusers.json`: what the code was made for, which Rust checks before libtorch is given anything, because the
-code itself checks nothing. As a plain script this file needs torch and diffusers alone, and no extension module.
+diffusers loads the model, `torch.export` records it and AOTInductor compiles it, which needs a C++ compiler and, for
+CUDA, Triton. The package holds code and no weights, so that it serves every checkpoint of the same architecture. Beside
+the code lies `extra/tch_diffusers.json`: what the code was made for, which Rust checks before libtorch is given
+anything, because the code itself checks nothing. As a plain script this file needs torch and diffusers alone, and no
+extension module.
 """
 
 from __future__ import annotations
@@ -29,17 +30,19 @@ FORMAT = 1
 CONTRACT = "tch_diffusers.json"
 # A text of Stable Diffusion has this many tokens.
 TOKENS = 77
-# Weights of few elements would become part of the code otherwise, and with it of every checkpoint. The number of threads
-# would, too.
+# Weights of few elements would become part of the code otherwise, and with it of every checkpoint, and so would the
+# number of threads. And the code would ask for libtorch.so, which asks for CUDA's libraries, where nobody needs them.
 OPTIONS = {
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
     "always_keep_tensor_constants": True,
+    "aot_inductor.link_libtorch": False,
     "cpp.dynamic_threads": True,
 }
 # What decides whether a processor runs code that another one's compiler was told to optimise for.
 CPU_FLAGS = (
-    "abm adx aes amx avx bmi clflushopt clwb f16c fma gfni lzcnt movbe movdir pclmul popcnt sha sse ssse vaes vpclmul xsave"
+    "abm adx aes amx avx bmi clflushopt clwb f16c fma gfni lzcnt movbe movdir pclmul popcnt sha sse ssse vaes vpclmul "
+    "xsave"
 )
 Output = Callable[[str], None]
 
@@ -81,7 +84,9 @@ class UNet(torch.nn.Module):
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, *more: torch.Tensor
+    ) -> torch.Tensor:
         """The prediction."""
         given = dict(zip(self.names[3:], more, strict=True))
         added = {name: given.pop(name) for name in ("text_embeds", "time_ids") if name in given}
@@ -90,35 +95,21 @@ class UNet(torch.nn.Module):
 
 
 class Block(torch.nn.Module):
-    """A block whose forward takes tensors alone, under the names of `arguments`; a pair counts as two."""
+    """A block whose forward takes tensors alone, under these names."""
 
-    def __init__(self, model: torch.nn.Module, arguments: Sequence[str | tuple[str, ...]]) -> None:
+    def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.arguments = model, arguments
+        self.model, self.names = model, names
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the block makes of them."""
-        rest = list(inputs)
-        given = {
-            name if isinstance(name, str) else name[0]: rest.pop(0) if isinstance(name, str) else tuple(rest.pop(0) for _ in name)
-            for name in self.arguments
-        }
-        return self.model(**given)  # type: ignore[no-any-return]
+        return self.model(**dict(zip(self.names, inputs, strict=True)))  # type: ignore[no-any-return]
 
 
 # What blocks are given in Rust, in its order.
-ROTARY = ("image_rotary_emb", "sin")
-ARGUMENTS: dict[str, list[str | tuple[str, ...]]] = {
-    "BasicTransformerBlock": ["hidden_states", "encoder_hidden_states"],
-    "FluxTransformerBlock": ["encoder_hidden_states", "hidden_states", "temb", ROTARY],
-    "FluxSingleTransformerBlock": ["encoder_hidden_states", "hidden_states", "temb", ROTARY],
-}
+ARGUMENTS = {"BasicTransformerBlock": ["hidden_states", "encoder_hidden_states"]}
 # Which of their sides may change, and with what.
-BLOCK_SIDES = {
-    "hidden_states": {0: "batch", 1: "tokens"},
-    "encoder_hidden_states": {0: "batch"},
-    "temb": {0: "batch"},
-}
+BLOCK_SIDES = {"hidden_states": {0: "batch", 1: "tokens"}, "encoder_hidden_states": {0: "batch"}}
 
 
 def folder_of(model: str, component: str) -> Path:
@@ -137,10 +128,10 @@ def load(folder: Path, options: argparse.Namespace) -> torch.nn.Module:
 
     config = json.loads((folder / "config.json").read_text())
     class_name = config.get("_class_name")
-    if class_name not in ("UNet2DConditionModel", "FluxTransformer2DModel"):
+    if class_name != "UNet2DConditionModel":
         raise SystemExit(f"{folder}: there is no package for a {class_name}")
     dtype = getattr(torch, options.dtype)
-    model = getattr(diffusers, class_name).from_pretrained(folder, torch_dtype=dtype, variant=options.variant)
+    model = diffusers.UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, variant=options.variant)
     layout = torch.channels_last if options.memory_format == "channels_last" else torch.contiguous_format
     return model.to(options.device).to(memory_format=layout).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -188,25 +179,6 @@ def whole_unet(model: torch.nn.Module, batch: int, height: int, width: int) -> S
     return Subject("model", "UNet2DConditionModel", UNet(model, list(inputs)), inputs, sides)
 
 
-def flux_inputs(model: torch.nn.Module, batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
-    """Inputs as a pipeline gives them; sides in tokens."""
-    config = model.config
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([torch.zeros(height, width), rows, columns], dim=-1).reshape(-1, 3).to(model.device, model.dtype)
-    tokens = 512
-    inputs = {
-        "hidden_states": noise(0, (batch, height * width, config.in_channels), model),
-        "encoder_hidden_states": noise(1, (batch, tokens, config.joint_attention_dim), model),
-        "pooled_projections": noise(2, (batch, config.pooled_projection_dim), model),
-        "timestep": torch.full((batch,), 0.5, device=model.device, dtype=model.dtype),
-        "img_ids": places,
-        "txt_ids": torch.zeros(tokens, 3, device=model.device, dtype=model.dtype),
-    }
-    if config.guidance_embeds:
-        inputs["guidance"] = torch.full((batch,), 3.5, device=model.device)
-    return inputs
-
-
 def settings(module: torch.nn.Module) -> tuple[Any, ...]:
     """What decides what a module computes, but for the values of its weights."""
     plain = (bool, int, float, str, type(None))
@@ -231,10 +203,7 @@ def repeated_blocks(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> 
         modules[paths[0]].register_forward_pre_hook(watch(seen, paths[0]), with_kwargs=True) for paths in kinds.values()
     ]
     with torch.no_grad():
-        if "sample" in inputs:
-            UNet(model, list(inputs))(*inputs.values())
-        else:
-            model(**inputs, return_dict=False)
+        UNet(model, list(inputs))(*inputs.values())
     for hook in hooks:
         hook.remove()
     return [block(index, modules[paths[0]], seen[paths[0]], paths) for index, paths in enumerate(kinds.values())]
@@ -252,30 +221,22 @@ def watch(seen: dict[str, dict[str, Any]], path: str) -> Callable[..., None]:
 def block(index: int, module: torch.nn.Module, given: dict[str, Any], paths: list[str]) -> Subject:
     """A block with what it was seen to be called with."""
     class_name = type(module).__name__
-    inputs: dict[str, torch.Tensor] = {}
-    for name in ARGUMENTS[class_name]:
-        if isinstance(name, str):
-            inputs[name] = given[name].contiguous()
-        else:
-            inputs |= {part: value.contiguous() for part, value in zip(("cos", "sin"), given[name[0]], strict=True)}
-    sides = {name: dict(sides) for name, sides in BLOCK_SIDES.items() if name in inputs}
-    if "cos" in inputs:
-        sides["encoder_hidden_states"][1] = "words"
-    name = f"{class_name}_{index}"
-    return Subject(name, class_name, Block(module, ARGUMENTS[class_name]), inputs, sides, blocks=paths)
+    names = ARGUMENTS[class_name]
+    inputs = {name: given[name].contiguous() for name in names}
+    sides = {name: BLOCK_SIDES[name] for name in names}
+    return Subject(f"{class_name}_{index}", class_name, Block(module, names), inputs, sides, blocks=paths)
 
 
 def dimensions(subject: Subject, options: argparse.Namespace, factor: int) -> dict[str, Dimension]:
     """The sides that may change."""
     if not options.dynamic:
         return {}
-    latents = options.max_side // 8
+    latents = options.max_side // options.vae_scale_factor
     most = {
         "batch": Dimension(1, options.max_batch),
         "height": Dimension(factor, latents, factor),
         "width": Dimension(factor, latents, factor),
         "tokens": Dimension(1, latents * latents),
-        "words": Dimension(1, 512),
     }
     named = {name for sides in subject.sides.values() for name in sides.values()}
     return {name: most[name] for name in most if name in named}
@@ -289,24 +250,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 def export(subject: Subject, dims: dict[str, Dimension]) -> torch.export.ExportedProgram:
     """What torch.export records."""
     symbols = {name: dimension.symbol(name) for name, dimension in dims.items()}
-    if {"cos", "sin"} & set(subject.inputs) and symbols:
-        # Places of all tokens, of text and picture.
-        joined = symbols["words"] + symbols["tokens"]
-        rotary = {name: {0: joined} for name in ("cos", "sin")}
-    else:
-        rotary = {}
     shapes = [
-        rotary.get(name, {side: symbols[dim] for side, dim in subject.sides.get(name, {}).items() if dim in symbols})
+        {side: symbols[dim] for side, dim in subject.sides.get(name, {}).items() if dim in symbols}
         for name in subject.inputs
     ]
-    # What takes any number of inputs takes them as one tuple.
-    takes_all = isinstance(subject.module, Block)
-    named = 0 if takes_all else 3
-    dynamic_shapes: Any = None
-    if dims:
-        dynamic_shapes = [*shapes[:named], tuple(shapes[named:])] if len(shapes) > named else shapes
+    # What a forward takes any number of counts as one tuple.
+    named = 0 if isinstance(subject.module, Block) else 3
+    free: Any = [*shapes[:named], tuple(shapes[named:])] if len(shapes) > named else shapes
     inputs = tuple(subject.inputs.values())
-    return torch.export.export(subject.module, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+    return torch.export.export(subject.module, inputs, dynamic_shapes=free if dims else None, strict=False)
 
 
 def contract(subject: Subject, dims: dict[str, Dimension], program: torch.export.ExportedProgram) -> dict[str, Any]:
@@ -343,8 +295,6 @@ def contract(subject: Subject, dims: dict[str, Dimension], program: torch.export
 
 def shape_of(name: str, tensor: torch.Tensor, subject: Subject, dims: dict[str, Dimension]) -> list[int | str]:
     """Numbers, and the names of dimensions."""
-    if name in ("cos", "sin") and dims:
-        return ["words+tokens", *tensor.shape[1:]]
     sides = subject.sides.get(name, {})
     return [sides[side] if sides.get(side) in dims else length for side, length in enumerate(tensor.shape)]
 
@@ -370,7 +320,8 @@ def capability(device: str) -> str:
 def compile_subject(program: torch.export.ExportedProgram) -> list[str]:
     """The files of the package."""
     positional, named = program.example_inputs
-    return torch._inductor.aot_compile(program.module(), positional, named, options=OPTIONS)  # type: ignore[return-value]
+    files = torch._inductor.aot_compile(program.module(), positional, named, options=OPTIONS)
+    return files if isinstance(files, list) else [files]
 
 
 def sizes_to_check(subject: Subject, dims: dict[str, Dimension]) -> list[dict[str, torch.Tensor]]:
@@ -378,7 +329,8 @@ def sizes_to_check(subject: Subject, dims: dict[str, Dimension]) -> list[dict[st
     found = [subject.inputs]
     if dims:
         for changes in ({"batch": 1}, {"batch": 3, "height": 2, "width": 3, "tokens": 5}):
-            found.append({name: resized(name, tensor, subject, dims, changes) for name, tensor in subject.inputs.items()})
+            given = subject.inputs.items()
+            found.append({name: resized(name, tensor, subject, dims, changes) for name, tensor in given})
     return found
 
 
@@ -387,10 +339,6 @@ def resized(
 ) -> torch.Tensor:
     """The input with other sides: `batch` of so many, the others of so many steps."""
     shape = list(tensor.shape)
-    if name in ("cos", "sin"):
-        words = subject.inputs["encoder_hidden_states"].shape[1]
-        tokens = changes.get("tokens", subject.inputs["hidden_states"].shape[1])
-        shape[0] = words + min(tokens, dims["tokens"].max)
     for side, dim in subject.sides.get(name, {}).items():
         if dim in changes and dim in dims:
             shape[side] = min(changes[dim] * dims[dim].multiple, dims[dim].max)
@@ -403,8 +351,15 @@ def resized(
 @torch.no_grad()
 def check(path: Path, subjects: list[tuple[Subject, dict[str, Dimension], dict[str, Any]]], say: Output) -> None:
     """Compares what the package computes with what diffusers does, where torch can load the package."""
-    from torch._inductor.package import load_package
+    import ctypes
 
+    from torch._inductor.package import load_package
+    from torch.utils import _pytree as pytree
+
+    # Where the code looks for libtorch: among what the whole process sees.
+    for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_c*.so")):
+        if library.stem == "libtorch_cpu" or (library.stem == "libtorch_cuda" and torch.cuda.is_available()):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     for subject, dims, terms in subjects:
         loaded = load_package(str(path), subject.name)
         weights = subject.module.state_dict()
@@ -412,8 +367,7 @@ def check(path: Path, subjects: list[tuple[Subject, dict[str, Dimension], dict[s
         loaded.load_constants(named, check_full_update=True, user_managed=True)
         for inputs in sizes_to_check(subject, dims):
             found, expected = loaded(*inputs.values()), subject.module(*inputs.values())
-            pairs = zip(*((made,) if isinstance(made, torch.Tensor) else made for made in (found, expected)), strict=True)
-            for ours, theirs in pairs:
+            for ours, theirs in zip(*(pytree.tree_leaves(made) for made in (found, expected)), strict=True):
                 difference = (ours - theirs).abs().max().item() / max(1.0, theirs.abs().max().item())
                 shape = tuple(next(iter(inputs.values())).shape)
                 say(f"{subject.name} {shape}: {difference:.1e} of the largest number")
@@ -442,14 +396,10 @@ def package(folder: Path, options: argparse.Namespace, say: Output = print) -> P
     config = json.loads((folder / "config.json").read_text())
     model = load(folder, options)
     batch, height, width, factor = example_size(config, options)
-    is_unet = config["_class_name"] == "UNet2DConditionModel"
     if options.repeated_blocks:
-        inputs = (unet_inputs if is_unet else flux_inputs)(model, batch, height, width)
-        subjects = repeated_blocks(model, inputs)
-    elif is_unet:
-        subjects = [whole_unet(model, batch, height, width)]
+        subjects = repeated_blocks(model, unet_inputs(model, batch, height, width))
     else:
-        raise SystemExit(f"a {config['_class_name']} is packaged by its blocks alone: pass --repeated-blocks")
+        subjects = [whole_unet(model, batch, height, width)]
     files, made, seconds = {}, [], 0.0
     for subject in subjects:
         dims = dimensions(subject, options, factor)
@@ -491,12 +441,12 @@ def package(folder: Path, options: argparse.Namespace, say: Output = print) -> P
 
 def example_size(config: dict[str, Any], options: argparse.Namespace) -> tuple[int, int, int, int]:
     """Batch, height and width of the example, and what the sides have to be multiples of where they may change."""
-    is_unet = config["_class_name"] == "UNet2DConditionModel"
     sides = config.get("sample_size") or 64
     sides = sides if isinstance(sides, list) else [sides, sides]
-    scale = options.vae_scale_factor * (1 if is_unet else 2)
-    height, width = ((side // scale if side else own) for side, own in zip((options.height, options.width), sides, strict=True))
-    factor = 2 ** (len(config["block_out_channels"]) - 1) if is_unet else 1
+    scale = options.vae_scale_factor
+    asked = (options.height, options.width)
+    height, width = (side // scale if side else own for side, own in zip(asked, sides, strict=True))
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
     if options.dynamic and (height % factor or width % factor):
         raise SystemExit(f"with --dynamic, height and width are multiples of {factor * scale} pixels")
     batch = options.batch
@@ -508,14 +458,15 @@ def example_size(config: dict[str, Any], options: argparse.Namespace) -> tuple[i
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tch_diffusers.export_aoti", description=(__doc__ or "").splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m tch_diffusers.export_aoti", description=about)
     parser.add_argument("model", help="a pipeline's folder, a model's own, or owner/name on the Hub")
-    parser.add_argument("--component", default="unet", choices=["unet", "transformer"])
+    parser.add_argument("--component", default="unet", choices=["unet"])
     parser.add_argument("--dynamic", action="store_true", help="batch, height and width may change")
-    parser.add_argument("--repeated-blocks", action="store_true", help="one piece of code for all blocks that are alike")
+    parser.add_argument("--repeated-blocks", action="store_true", help="one piece of code for all blocks alike")
     parser.add_argument("--height", type=int, help="of the picture, in pixels [default: the model's]")
     parser.add_argument("--width", type=int, help="of the picture, in pixels [default: the model's]")
-    parser.add_argument("--batch", type=int, default=2, help="items, of which guidance takes two for each picture [default: 2]")
+    parser.add_argument("--batch", type=int, default=2, help="items; guidance takes two for a picture [default: 2]")
     parser.add_argument("--max-batch", type=int, default=16, help="with --dynamic [default: 16]")
     parser.add_argument("--max-side", type=int, default=2048, help="with --dynamic, in pixels [default: 2048]")
     parser.add_argument("--vae-scale-factor", type=int, default=8, help="pixels to a latent [default: 8]")

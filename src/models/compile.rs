@@ -5,11 +5,13 @@
 //! code that AOTInductor compiled ahead of time, in Python.
 
 mod blocks;
+mod cache;
 mod graphs;
 
 pub use blocks::CompiledBlocks;
 pub(super) use blocks::params_of;
 pub(crate) use blocks::{compile_repeated_blocks, disable_compiled_blocks};
+pub use cache::{CacheEntry, cache_entries, cache_folder, clear_cache};
 pub(super) use graphs::{Graphs, Slot};
 
 use super::ModelMixin;
@@ -72,6 +74,8 @@ pub struct CompileOptions {
     pub dynamic: Option<bool>,
     /// The `.pt2` of [`Mode::MaxAutotune`]. By default one that fits is looked for in the cache.
     pub package: Option<PathBuf>,
+    /// The cache's folder; [`cache_folder`] unless given.
+    pub cache: Option<PathBuf>,
 }
 
 /// What a compiled model did so far.
@@ -88,15 +92,19 @@ pub struct CompileStats {
 }
 
 impl CompileOptions {
-    /// The package, which has to be for `model`, and for any size where the options say so.
-    pub(super) fn package_for<M: ModelMixin>(&self, model: &M) -> Result<AotiPackage> {
-        let path = self.package.as_ref().ok_or_else(|| {
-            let (mode, class) = (self.mode.name(), M::CLASS_NAME);
-            Error::Argument(format!(
-                "`{mode}` runs a package: make one of this {class} with `python -m tch_diffusers.export_aoti` and name it in \
-                 `package`"
-            ))
-        })?;
+    /// The package, which has to be for `model`, and for any size where the options say so. `blocks` says whether one of
+    /// repeated blocks is looked for where none is named.
+    pub(super) fn package_for<M: ModelMixin>(&self, model: &M, blocks: bool) -> Result<AotiPackage> {
+        let Some(path) = &self.package else {
+            let folder = self.cache.clone().map_or_else(cache::cache_folder, Ok)?;
+            return cache::find(model, self, blocks, &folder)?.ok_or_else(|| {
+                let (mode, class, folder) = (self.mode.name(), M::CLASS_NAME, folder.display());
+                Error::Argument(format!(
+                    "`{mode}` runs a package, and {folder} has none for this {class}: make one with `python -m \
+                     tch_diffusers.export_aoti`, or name one in `package`"
+                ))
+            });
+        };
         let package = AotiPackage::load(path)?;
         self.check(model, &package)?;
         Ok(package)
@@ -104,11 +112,14 @@ impl CompileOptions {
 
     fn check<M: ModelMixin>(&self, model: &M, package: &AotiPackage) -> Result<()> {
         let contract = package.contract();
-        check_architecture(model, contract).map_err(|why| Error::Argument(format!("{}: {why}", package.path().display())))?;
+        check_architecture(model, contract)
+            .map_err(|why| Error::Argument(format!("{}: {why}", package.path().display())))?;
         let is_static = |terms: &crate::torch::AotiTerms| terms.dimensions.is_empty();
         if self.dynamic == Some(true) && contract.models.values().any(is_static) {
             let path = package.path().display();
-            return Err(Error::Argument(format!("{path} was exported for one size: `dynamic` needs one made with --dynamic")));
+            return Err(Error::Argument(format!(
+                "{path} was exported for one size: `dynamic` needs one made with --dynamic"
+            )));
         }
         Ok(())
     }
@@ -142,7 +153,10 @@ pub(super) fn check_architecture<M: ModelMixin>(model: &M, contract: &AotiContra
     for key in keys {
         let (made, own) = (made.get(key).unwrap_or(&Value::Null), own.get(key).unwrap_or(&Value::Null));
         if made != own {
-            return Err(format!("it was exported for a {} whose `{key}` is {made}, and here it is {own}", M::CLASS_NAME));
+            return Err(format!(
+                "it was exported for a {} whose `{key}` is {made}, and here it is {own}",
+                M::CLASS_NAME
+            ));
         }
     }
     let dtype = model.node().dtype().torch_name();

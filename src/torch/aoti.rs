@@ -178,7 +178,8 @@ impl AotiModel {
     /// [`Error::MissingWeights`] and [`Error::WeightShape`] naming all that are missing or of another shape;
     /// [`Error::Argument`] for another dtype, device or strides.
     pub fn chosen(&self, weights: &[(String, Tensor)]) -> Result<Vec<Tensor>> {
-        let named: std::collections::HashMap<_, _> = weights.iter().map(|(name, weight)| (name.as_str(), weight)).collect();
+        let named: std::collections::HashMap<_, _> =
+            weights.iter().map(|(name, weight)| (name.as_str(), weight)).collect();
         let (mut chosen, mut missing) = (vec![], vec![]);
         for constant in &self.terms.constants {
             match named.get(constant.name.as_str()) {

@@ -18,7 +18,9 @@ mod trace;
 mod version;
 mod winograd;
 
-pub use aoti::{AotiConstant, AotiContract, AotiDimension, AotiInput, AotiModel, AotiPackage, AotiSide, AotiTerms, LoadedWeights};
+pub use aoti::{
+    AotiConstant, AotiContract, AotiDimension, AotiInput, AotiModel, AotiPackage, AotiSide, AotiTerms, LoadedWeights,
+};
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::image_processor::{Images, OutputType};
-use tch_diffusers::models::compile::{CompileOptions, Mode};
+use tch_diffusers::models::compile::{CompileOptions, Mode, cache_entries, clear_cache};
 use tch_diffusers::models::unets::{CompiledUNet, UNet, UNetInputs};
 use tch_diffusers::nn::Module;
 use tch_diffusers::pipelines::Prompt;
@@ -51,7 +51,8 @@ const SHAPES: [&str; 3] = ["exported", "one", "wide"];
 /// What a UNet predicts for the inputs of the fixture called `shape`.
 fn predict(unet: &dyn UNet, shape: &str) -> Result<Tensor> {
     let given = fixture();
-    let [sample, text] = ["sample", "encoder_hidden_states"].map(|key| given[&format!("{shape}.{key}")].shallow_clone());
+    let [sample, text] =
+        ["sample", "encoder_hidden_states"].map(|key| given[&format!("{shape}.{key}")].shallow_clone());
     unet.forward(&UNetInputs::new(&sample, &Tensor::from_slice(&[501f32]), &text))
 }
 
@@ -119,7 +120,8 @@ fn inputs_that_the_code_was_not_made_for_never_reach_it() {
     let sized = |shape: [i64; 4]| Tensor::zeros(shape, cpu);
     // Sizes: not a multiple, beyond the range, other channels, a batch beyond the range, two batches.
     for shape in [[2, 4, 9, 8], [2, 4, 8, 18], [2, 3, 8, 8], [9, 4, 8, 8], [3, 4, 8, 8], [2, 4, 0, 8]] {
-        let words = if shape[0] == 3 { "`encoder_hidden_states` of [batch=3, 77, 32]" } else { "`sample` of [batch, 4," };
+        let words =
+            if shape[0] == 3 { "`encoder_hidden_states` of [batch=3, 77, 32]" } else { "`sample` of [batch, 4," };
         let error = refused(&[&sized(shape), &timestep, &text], words);
         assert!(matches!(error, Error::Shape(_)), "{error}");
     }
@@ -190,7 +192,8 @@ fn packages_of_elsewhere_are_refused() {
     let error = AotiPackage::load(forged(folder.path(), "\"linux-", "\"beos1-")).unwrap_err();
     assert!(error.to_string().contains("for the platform beos1-"), "{error}");
     let flag = format!("\"{}\"", contract.cpu_flags[0]);
-    let error = AotiPackage::load(forged(folder.path(), &flag, &format!("\"{}\"", "z".repeat(flag.len() - 2)))).unwrap_err();
+    let error =
+        AotiPackage::load(forged(folder.path(), &flag, &format!("\"{}\"", "z".repeat(flag.len() - 2)))).unwrap_err();
     assert!(error.to_string().contains("instructions that this one lacks"), "{error}");
     let error = AotiPackage::load(forged(folder.path(), "\"format\": 1", "\"format\": 7")).unwrap_err();
     assert!(matches!(error, Error::Config(_)) && error.to_string().contains("format Some(7)"), "{error}");
@@ -223,9 +226,6 @@ fn a_package_of_another_architecture_is_refused() {
     assert!(error.to_string().contains("compile_repeated_blocks"), "{error}");
     let error = unet("sd").compile_repeated_blocks(&options("unet.pt2")).unwrap_err();
     assert!(error.to_string().contains("--repeated-blocks"), "{error}");
-    let unnamed = CompileOptions { package: None, ..options("unet.pt2") };
-    let error = unet("sd").compile(&unnamed).unwrap_err();
-    assert!(error.to_string().contains("tch_diffusers.export_aoti"), "{error}");
 }
 
 fn draw(pipe: &mut StableDiffusionPipeline, call: &Value) -> Tensor {
@@ -389,4 +389,48 @@ fn masks_never_get_lost_in_a_compiled_block() {
     own.compile_repeated_blocks(&CompileOptions { fullgraph: true, ..options("blocks.pt2") }).unwrap();
     let error = own.forward(&inputs).unwrap_err();
     assert!(error.to_string().contains("takes no masks"), "{error}");
+}
+
+/// A cache with these files, under their own names.
+fn cache(files: &[&Path]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("aoti")).unwrap();
+    for file in files {
+        std::fs::copy(file, folder.path().join("aoti").join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn the_cache_lists_what_fits_and_what_does_not_and_clears_both() {
+    let forgeries = tempfile::tempdir().unwrap();
+    let stale = forged(forgeries.path(), "\"torch\": \"2.11", "\"torch\": \"2.10");
+    let folder = cache(&[&package("unet.pt2"), &package("blocks.pt2"), &stale]);
+    std::fs::write(folder.path().join("aoti/broken.pt2"), "no zip archive").unwrap();
+    std::fs::write(folder.path().join("aoti/notes.txt"), "mine").unwrap();
+    let entries = cache_entries(folder.path()).unwrap();
+    let usable: Vec<_> = entries.iter().filter(|entry| entry.package.is_ok()).map(|entry| name(&entry.path)).collect();
+    assert_eq!((entries.len(), usable), (4, vec!["blocks.pt2".to_string(), "unet.pt2".to_string()]));
+    assert_eq!(clear_cache(folder.path()).unwrap(), 4);
+    assert!(cache_entries(folder.path()).unwrap().is_empty() && folder.path().join("aoti/notes.txt").is_file());
+    assert_eq!(clear_cache(&folder.path().join("none")).unwrap(), 0);
+}
+
+#[test]
+fn the_cache_is_looked_through_for_a_package_that_fits() {
+    let forgeries = tempfile::tempdir().unwrap();
+    let stale = forged(forgeries.path(), "\"torch\": \"2.11", "\"torch\": \"2.10");
+    let threads = forged(forgeries.path(), "\"num_threads\": ", "\"num_threads\":9");
+    let unnamed = |folder: &Path| CompileOptions { package: None, cache: Some(folder.into()), ..options("unet.pt2") };
+    let full = cache(&[&stale, &package("blocks.pt2"), &package("unet.pt2")]);
+    // Of another libtorch, or made for another number of threads.
+    let empty = cache(&[&stale, &threads]);
+    let own = unet("sd").compile(&unnamed(full.path())).unwrap();
+    assert!(differ(&predict(&own, "wide").unwrap(), "wide.sd") <= BOUND);
+    let own = unet("sd");
+    assert_eq!(own.compile_repeated_blocks(&unnamed(full.path())).unwrap().blocks.len(), 3);
+    let error = unet("sd").compile(&unnamed(empty.path())).unwrap_err();
+    assert!(error.to_string().contains("tch_diffusers.export_aoti"), "{error}");
+    let traced = UNet2DConditionModel::from_pretrained(generated("tracing").join("_model/sd1")).subfolder("unet");
+    assert!(traced.load().unwrap().compile(&unnamed(full.path())).is_err());
 }

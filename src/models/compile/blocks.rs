@@ -44,8 +44,13 @@ struct CompiledBlock {
 impl CompiledBlock {
     fn new(code: &Arc<AotiModel>, block: &Node, fullgraph: bool, eager_calls: &Arc<AtomicUsize>) -> Result<Self> {
         let weights = params_of(block, code.terms())?;
-        let named: Vec<_> =
-            code.terms().constants.iter().zip(&weights).map(|(known, param)| (known.name.clone(), param.get())).collect();
+        let named: Vec<_> = code
+            .terms()
+            .constants
+            .iter()
+            .zip(&weights)
+            .map(|(known, param)| (known.name.clone(), param.get()))
+            .collect();
         code.chosen(&named).map_err(|error| error.at(block.path()))?;
         Ok(Self { code: code.clone(), weights, fullgraph, eager_calls: eager_calls.clone() })
     }
@@ -83,7 +88,10 @@ pub(in crate::models) fn params_of(node: &Node, terms: &AotiTerms) -> Result<Vec
     let params: std::collections::HashMap<_, _> = node.params().into_iter().collect();
     let found = terms.constants.iter().map(|constant| {
         let key = format!("{prefix}{}", constant.name);
-        params.get(&key).cloned().ok_or_else(|| Error::Argument(format!("the package asks for `{key}`, which is not there")))
+        params
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| Error::Argument(format!("the package asks for `{key}`, which is not there")))
     });
     found.collect()
 }
@@ -97,10 +105,11 @@ pub(crate) fn compile_repeated_blocks<M: ModelMixin>(model: &M, options: &Compil
     options.refuse_cuda_graphs(node.execution_device())?;
     if options.mode == Mode::Default {
         return Err(Error::Unsupported(
-            "a trace holds its block's own weights, and twins cannot share it: repeated blocks need `max-autotune`".into(),
+            "a trace holds its block's own weights, and twins cannot share it: repeated blocks need `max-autotune`"
+                .into(),
         ));
     }
-    let package = options.package_for(model)?;
+    let package = options.package_for(model, true)?;
     let (device, eager_calls) = (node.execution_device(), Arc::default());
     let mut hooks = vec![];
     for (name, terms) in &package.contract().models {

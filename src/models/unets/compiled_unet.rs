@@ -64,7 +64,9 @@ impl UNet2DConditionModel {
         refuse_bypassed_hooks(self.node())?;
         let engine = match options.mode {
             Mode::Default | Mode::ReduceOverhead => Engine::Graphs(Graphs::default()),
-            Mode::MaxAutotune | Mode::MaxAutotuneNoCudagraphs => Engine::Package(Box::new(self.packaged(options, device)?)),
+            Mode::MaxAutotune | Mode::MaxAutotuneNoCudagraphs => {
+                Engine::Package(Box::new(self.packaged(options, device)?))
+            }
         };
         // Innermost, and it only says that something is compiled.
         self.node().add_hook(COMPILED_HOOK, MarkCompiled);
@@ -72,7 +74,7 @@ impl UNet2DConditionModel {
     }
 
     fn packaged(&self, options: &CompileOptions, device: Device) -> Result<Package> {
-        let package = options.package_for(self)?;
+        let package = options.package_for(self, false)?;
         if !package.contract().models.contains_key("model") {
             let path = package.path().display();
             return Err(Error::Argument(format!("{path} is of repeated blocks: pass it to compile_repeated_blocks")));

@@ -180,7 +180,9 @@ impl AotiInput {
     fn check_kind(&self, tensor: &Tensor) -> Result<()> {
         match tensor.f_kind()?.torch_name() {
             found if found == self.dtype => Ok(()),
-            found => Err(Error::Argument(format!("the package takes `{}` in {}, not in {found}", self.name, self.dtype))),
+            found => {
+                Err(Error::Argument(format!("the package takes `{}` in {}, not in {found}", self.name, self.dtype)))
+            }
         }
     }
 
@@ -219,7 +221,9 @@ impl AotiConstant {
         }
         if !same_strides(&self.shape, &stride, &self.stride) {
             let advice = match is_channels_last(&self.shape, &self.stride) {
-                true => "lay the model out with to(MemoryFormat::ChannelsLast), or export with --memory-format contiguous",
+                true => {
+                    "lay the model out with to(MemoryFormat::ChannelsLast), or export with --memory-format contiguous"
+                }
                 false => "lay the model out with to(MemoryFormat::Contiguous)",
             };
             return refuse(format!("with the strides {:?}, not {stride:?}: {advice}", self.stride));
@@ -242,7 +246,9 @@ impl AotiContract {
     pub(super) fn check(&self, path: &Path, here: &Here) -> Result<()> {
         let refuse = |what: &str, made: &str, here: &str| {
             let path = path.display();
-            Err(Error::Unsupported(format!("{path} was exported for {what} {made}, and this is {here}: export it anew")))
+            Err(Error::Unsupported(format!(
+                "{path} was exported for {what} {made}, and this is {here}: export it anew"
+            )))
         };
         if self.torch != here.torch {
             return refuse("torch", &self.torch, &here.torch);
@@ -285,7 +291,8 @@ impl Here {
 }
 
 fn contiguous(size: &[i64]) -> Vec<i64> {
-    let mut strides: Vec<_> = size.iter().rev().scan(1, |next, side| Some(std::mem::replace(next, *next * side))).collect();
+    let mut strides: Vec<_> =
+        size.iter().rev().scan(1, |next, side| Some(std::mem::replace(next, *next * side))).collect();
     strides.reverse();
     strides
 }

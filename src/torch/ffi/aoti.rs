@@ -19,12 +19,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn tds_aoti_free(model: *mut c_void);
     fn tds_aoti_constants(model: *mut c_void, out: Message, error: Message) -> c_int;
-    fn tds_aoti_bind(
-        model: *mut c_void,
-        names: *const *const c_char,
-        weights: *mut c_void,
-        error: Message,
-    ) -> c_int;
+    fn tds_aoti_bind(model: *mut c_void, names: *const *const c_char, weights: *mut c_void, error: Message) -> c_int;
     fn tds_aoti_run(model: *mut c_void, inputs: *mut c_void, outputs: *mut c_void, error: Message) -> c_int;
 }
 

@@ -1,8 +1,10 @@
 // AOTInductor packages: what they say of themselves, their code, and their weights, which stay the caller's.
 #include "shim.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/from_blob.h>
 #include <caffe2/serialize/inline_container.h>
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <string>
@@ -23,6 +25,14 @@ struct Model {
 };
 
 Model& model_at(void* model) { return *static_cast<Model*>(model); }
+
+// The code names no library: it finds libtorch among what the whole process sees, where a program's own libraries are and
+// those of an extension module of Python are not.
+void show_libtorch() {
+  Dl_info info;
+  auto* symbol = reinterpret_cast<void*>(static_cast<at::Context& (*)()>(&at::globalContext));
+  if (dladdr(symbol, &info) != 0) dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
+}
 
 void point(Model& model, const Tensors& weights) {
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -51,7 +61,10 @@ SHIM int tds_aoti_record(const char* path, const char* record, char** out, char*
 
 // `device` is -1 for the CPU, else the index of the CUDA device.
 SHIM int tds_aoti_load(const char* path, const char* name, int device, void** out, char** error) {
-  return guarded(error, [&] { *out = new Model(path, name, static_cast<c10::DeviceIndex>(device)); });
+  return guarded(error, [&] {
+    show_libtorch();
+    *out = new Model(path, name, static_cast<c10::DeviceIndex>(device));
+  });
 }
 
 SHIM void tds_aoti_free(void* model) { delete static_cast<Model*>(model); }

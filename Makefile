@@ -12,7 +12,7 @@
 # make gpu-bundle  a folder to carry to a machine with a GPU; its run.sh runs the GPU tests and the benchmark there
 # make fuzz        a million inputs to each reader of files; needs cargo-fuzz (docs/reliability.md)
 # make soak        a thousand generations, and whether the memory that they take stays flat
-# make lint        formatting, clippy, rustdoc
+# make lint        formatting, clippy, rustdoc, and whether docs/pipelines.md is what the code says
 
 PROMPT ?= a yellow star on a blue background
 SEED   ?= 7
@@ -106,6 +106,7 @@ lint: libtorch
 	cargo clippy --release --all-targets -- -D warnings
 	cargo clippy --release --package tch-diffusers-python -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+	python3 scripts/pipelines_table.py --check
 
 clean:
 	rm -rf target .venv tests/fixtures/generated

@@ -4,7 +4,7 @@ Both do the same work in processes of their own, one run of one after one run of
 busy for both. Medians count; the spread is given as the range of the runs. Writes JSON and a Markdown table into
 benchmarks/results/.
 
-    python benchmarks/bench.py [--rows start,step,unet-f32,unet-bf16,load-f32,load-f16] [--quick] [--name NAME]
+    python benchmarks/bench.py [--rows start,step,unet-f32,unet-bf16,sdxl,flux,load-f32,load-f16,load-flux] [--quick] [--name NAME]
 """
 
 import argparse
@@ -119,24 +119,70 @@ def sd15_unet(dtype: str) -> Path:
     return folder
 
 
-def unet(dtype: str, latent: int, runs: int) -> list[dict]:
-    """One UNet call of Stable Diffusion 1.5's size on the two branches of guidance."""
+def sdxl_unet() -> Path:
+    """SDXL's UNet, as wide as it is and less deep, with random weights, made once."""
+    folder = MODELS / "sdxl-unet"
+    if not (folder / "config.json").exists():
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        torch.manual_seed(0)
+        UNet2DConditionModel(
+            sample_size=128, block_out_channels=(320, 640, 1280), layers_per_block=1, cross_attention_dim=2048,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(5, 10, 20), transformer_layers_per_block=(1, 1, 2), use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def flux_transformer() -> Path:
+    """FLUX.1-dev's transformer, as wide as it is, with 1 of 19 double and 2 of 38 single blocks, made once, in shards."""
+    folder = MODELS / "flux-transformer"
+    if not (folder / "config.json").exists():
+        import torch
+        from diffusers import FluxTransformer2DModel
+
+        torch.manual_seed(0)
+        transformer = FluxTransformer2DModel(num_layers=1, num_single_layers=2, guidance_embeds=True)
+        transformer.save_pretrained(folder, max_shard_size="500MB")
+    return folder
+
+
+def call(name: str, arguments: tuple, runs: int) -> list[dict]:
+    """One call of a model, and the largest difference between the two predictions."""
     from safetensors.torch import load_file
 
-    folder = sd15_unet("float32")
-    arguments = ("unet", folder, dtype, latent, 2)
     with tempfile.TemporaryDirectory() as outputs:
         mine, other = Path(outputs, "ours.safetensors"), Path(outputs, "diffusers.safetensors")
         workers = Worker([str(WORKER)], *arguments, mine), Worker(DIFFUSERS, *arguments, other)
-        entry = alternate(f"one UNet call, SD 1.5's size, {8 * latent} px, {dtype}", *workers, runs=runs)
+        entry = alternate(name, *workers, runs=runs)
         difference = load_file(mine)["prediction"] - load_file(other)["prediction"]
     entry["largest_difference"] = difference.abs().max().item()
     return [entry]
 
 
-def load(dtype: str, runs: int) -> list[dict]:
-    """Reading Stable Diffusion 1.5's UNet from a file in the page cache, each time in a fresh process."""
-    folder = sd15_unet(dtype)
+def unet(dtype: str, latent: int, runs: int) -> list[dict]:
+    """One UNet call of Stable Diffusion 1.5's size on the two branches of guidance."""
+    name = f"one UNet call, SD 1.5's size, {8 * latent} px, {dtype}"
+    return call(name, ("unet", sd15_unet("float32"), dtype, latent, 2), runs)
+
+
+def sdxl(latent: int, runs: int) -> list[dict]:
+    """One UNet call of SDXL's width on the two branches of guidance."""
+    name = f"one UNet call, SDXL's width, fewer blocks, {8 * latent} px, float32"
+    return call(name, ("sdxl", sdxl_unet(), "float32", latent, 2), runs)
+
+
+def flux(side: int, runs: int) -> list[dict]:
+    """One call of a transformer of FLUX.1's width."""
+    name = f"one transformer call, FLUX.1's width, 3 of 57 blocks, {16 * side} px, float32"
+    return call(name, ("flux", flux_transformer(), "float32", side, 512), runs)
+
+
+def load(label: str, folder: Path, dtype: str, runs: int) -> list[dict]:
+    """Reading a model from files in the page cache, each time in a fresh process."""
     times, read, peaks = ([], []), ([], []), [0, 0]
     for number in range(runs + 1):
         for side, command in enumerate(([str(WORKER)], DIFFUSERS)):
@@ -150,7 +196,7 @@ def load(dtype: str, runs: int) -> list[dict]:
                 peaks[side] = max(peaks[side], peak)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     rows = [
-        row(f"loading SD 1.5's UNet, {dtype}", *times),
+        row(f"loading {label}, {dtype}", *times),
         row(f"loading it and reading every weight, {dtype}", *read, *peaks),
     ]
     for entry in rows:
@@ -201,18 +247,22 @@ def table(rows: list[dict], machine: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="start,step,unet-f32,unet-bf16,load-f32,load-f16")
+    parser.add_argument("--rows", default="start,step,unet-f32,unet-bf16,sdxl,flux,load-f32,load-f16,load-flux")
     parser.add_argument("--quick", action="store_true", help="fewer runs, smaller pictures: does it work at all?")
     parser.add_argument("--name", default="cpu", help="the results' file name")
     options = parser.parse_args()
     quick = options.quick
+    flux_label = "a transformer of FLUX.1's width from float32 shards"
     jobs = {
         "start": lambda: start_to_png(2 if quick else 7),
         "step": lambda: step(3 if quick else 15),
         "unet-f32": lambda: unet("float32", 16 if quick else 64, 2),
         "unet-bf16": lambda: unet("bfloat16", 8 if quick else 16, 2),
-        "load-f32": lambda: load("float32", 1 if quick else 5),
-        "load-f16": lambda: load("float16", 1 if quick else 5),
+        "sdxl": lambda: sdxl(16 if quick else 64, 2),
+        "flux": lambda: flux(8 if quick else 32, 2),
+        "load-f32": lambda: load("SD 1.5's UNet", sd15_unet("float32"), "float32", 1 if quick else 5),
+        "load-f16": lambda: load("SD 1.5's UNet", sd15_unet("float16"), "float16", 1 if quick else 5),
+        "load-flux": lambda: load(flux_label, flux_transformer(), "bfloat16", 1 if quick else 5),
     }
     rows = []
     for name in options.rows.split(","):

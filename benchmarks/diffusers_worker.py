@@ -53,7 +53,6 @@ def unet_step(folder: str, dtype: str, latent: str, batch: str, output: str) -> 
     """One call of a UNet; its prediction goes to the file `output`."""
     import torch
     from diffusers import UNet2DConditionModel
-    from safetensors.torch import save_file
 
     kind, latent, batch = getattr(torch, dtype), int(latent), int(batch)
     unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=kind)
@@ -62,23 +61,70 @@ def unet_step(folder: str, dtype: str, latent: str, batch: str, output: str) -> 
     text = torch.randn(batch, 77, 768, generator=generator, dtype=kind)
     timestep = torch.tensor([500.0])
 
+    predict(output, lambda: unet(sample, timestep, text, return_dict=False))
+
+
+def sdxl_step(folder: str, dtype: str, latent: str, batch: str, output: str) -> None:
+    """One call of SDXL's UNet; its prediction goes to the file `output`."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    kind, latent, batch = getattr(torch, dtype), int(latent), int(batch)
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=kind)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(batch, 4, latent, latent, generator=generator, dtype=kind)
+    text = torch.randn(batch, 77, 2048, generator=generator, dtype=kind)
+    pooled = torch.randn(batch, 1280, generator=generator, dtype=kind)
+    side = 8.0 * latent
+    sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], dtype=kind).repeat(batch, 1)
+    timestep, added = torch.tensor([500.0]), {"text_embeds": pooled, "time_ids": sizes}
+    predict(output, lambda: unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False))
+
+
+def flux_step(folder: str, dtype: str, side: str, tokens: str, output: str) -> None:
+    """One call of FLUX.1's transformer for a picture of `side` by `side` tokens; its prediction goes to the file `output`."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    kind, side, tokens = getattr(torch, dtype), int(side), int(tokens)
+    transformer = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=kind)
+    generator = torch.Generator().manual_seed(0)
+    hidden_states = torch.randn(1, side * side, 64, generator=generator, dtype=kind)
+    encoder_hidden_states = torch.randn(1, tokens, 4096, generator=generator, dtype=kind)
+    pooled = torch.randn(1, 768, generator=generator, dtype=kind)
+    along = torch.arange(side, dtype=torch.float32)
+    rows, columns = along.repeat_interleave(side), along.repeat(side)
+    img_ids = torch.stack([torch.zeros_like(rows), rows, columns], 1).to(kind)
+    inputs = dict(
+        hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, pooled_projections=pooled,
+        timestep=torch.tensor([0.5], dtype=kind), img_ids=img_ids, txt_ids=torch.zeros(tokens, 3, dtype=kind),
+        guidance=torch.tensor([3.5]), return_dict=False,
+    )  # fmt: skip
+    predict(output, lambda: transformer(**inputs))
+
+
+def predict(output: str, forward) -> None:
+    """Serves one call of a model; the last prediction goes to the file `output`."""
+    import torch
+    from safetensors.torch import save_file
+
     predictions = []
 
     @torch.no_grad()
     def run():
-        predictions[:] = unet(sample, timestep, text, return_dict=False)
+        predictions[:] = forward()
 
     serve(run)
     save_file({"prediction": predictions[0].float().contiguous()}, output)
 
 
 def load(folder: str, dtype: str) -> None:
-    """Reading a UNet; then a look at every weight, since a mapped file is read when it is looked at."""
+    """Reading a model; then a look at every weight, since a mapped file is read when it is looked at."""
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoModel
 
     kept = []
-    serve(lambda: kept.append(UNet2DConditionModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype))))
+    serve(lambda: kept.append(AutoModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype))))
     start = time.perf_counter()
     for tensor in kept[-1].state_dict().values():
         tensor.flatten().view(torch.int8).max()
@@ -98,4 +144,12 @@ def picture(folder: str, output: str) -> None:
 
 if __name__ == "__main__":
     mode, *arguments = sys.argv[1:]
-    {"steps": pipeline_steps, "unet": unet_step, "load": load, "picture": picture}[mode](*arguments)
+    modes = {
+        "steps": pipeline_steps,
+        "unet": unet_step,
+        "sdxl": sdxl_step,
+        "flux": flux_step,
+        "load": load,
+        "picture": picture,
+    }
+    modes[mode](*arguments)

@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
         text_encoder_2: T5EncoderModel::from_weights(t5, &weights)?,
         tokenizer: CLIPTokenizer::from_pretrained(bundled.join("tokenizer"))?,
         tokenizer_2,
-        transformer: FluxTransformer2DModel::from_weights(transformer, &weights)?,
+        transformer: Box::new(FluxTransformer2DModel::from_weights(transformer, &weights)?),
         scheduler: SchedulerKind::FlowMatchEulerDiscrete.from_config(&config)?,
     });
     made.save_pretrained("flux-tiny")?;

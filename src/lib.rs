@@ -55,16 +55,21 @@ pub mod torch;
 pub mod utils;
 
 pub use error::{Error, Result};
-pub use models::ModelMixin;
 pub use models::autoencoders::AutoencoderKL;
-pub use models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
+pub use models::text_encoders::{
+    CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer,
+};
 pub use models::transformers::FluxTransformer2DModel;
 pub use models::unets::UNet2DConditionModel;
+pub use models::{AutoModel, ModelMixin};
 pub use pipelines::flux::FluxPipeline;
 pub use pipelines::stable_diffusion::{
     StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
     StableDiffusionSafetyChecker,
 };
-pub use pipelines::{AutoPipelineForText2Image, DiffusionPipeline, PipelineMixin};
+pub use pipelines::stable_diffusion_xl::{StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline};
+pub use pipelines::{
+    AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image, DiffusionPipeline, PipelineMixin,
+};
 pub use schedulers::{Scheduler, SchedulerKind};
 pub use torch::{DeviceExt, Generator, KindExt, MemoryFormat, TensorExt};

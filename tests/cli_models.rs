@@ -215,7 +215,45 @@ fn a_folder_of_flux_needs_no_flag() {
     let output =
         run(&["generate", "--prompt", "a", "--prompt-2", "b", "--steps", "1", "--output", "f.png"], folder.path());
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("go with FLUX.1"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("go with SDXL and FLUX.1"));
+}
+
+#[test]
+fn a_folder_of_sdxl_needs_no_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = crate::support::generated("sdxl_img2img").join("_models");
+    let pixels = |name: &str| image::open(folder.path().join(name)).unwrap().to_rgb8();
+    let draw = |model: &str, output: &str, more: &[&str]| {
+        let model = models.join(model);
+        let prompt = ["generate", "--prompt", "a red circle", "--output", output, "--steps", "4", "--quiet"];
+        run(&[&prompt[..], &["--model", model.to_str().unwrap()], more].concat(), folder.path())
+    };
+    let told = ["--prompt-2", "dog", "--negative-prompt", "cat", "--original-size", "128x96", "--crops-coords", "16x8"];
+    stdout(&draw("sdxl", "plain.png", &[]));
+    stdout(&draw("sdxl", "told.png", &told));
+    stdout(&run(&["generate", "--from", "told.png", "--output", "again.png", "--quiet"], folder.path()));
+    stdout(&draw("sdxl", "offloaded.png", &["--offload", "sequential"]));
+    assert_eq!(pixels("plain.png").dimensions(), (64, 64));
+    assert_eq!(pixels("told.png"), pixels("again.png"));
+    assert_eq!(pixels("plain.png"), pixels("offloaded.png"));
+    assert_ne!(pixels("plain.png"), pixels("told.png"));
+    stdout(&draw("refiner", "refined.png", &["--image", "plain.png", "--strength", "0.5"]));
+    stdout(&draw("refiner", "praised.png", &["--image", "plain.png", "--strength", "0.5", "--aesthetic-score", "9"]));
+    assert_ne!(pixels("refined.png"), pixels("praised.png"));
+    for (model, more, code, part) in [
+        ("refiner", &[][..], 1, "is this a refiner"),
+        ("sdxl", &["--aesthetic-score", "7"], 2, "--aesthetic-score goes with --image"),
+        ("sdxl", &["--true-cfg-scale", "3"], 2, "go with FLUX.1"),
+        ("sdxl", &["--target-size", "64"], 2, "1024x768"),
+    ] {
+        let output = draw(model, "refused.png", more);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(part), "{more:?}: {text}");
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {text}");
+    }
+    let (report, code) = inspect(models.join("refiner").to_str().unwrap(), folder.path());
+    assert_eq!((code, report["class"].as_str()), (Some(0), Some("StableDiffusionXLImg2ImgPipeline")), "{report}");
+    assert_eq!(component(&report, "text_encoder_2")["class"], "CLIPTextModelWithProjection");
 }
 
 #[test]

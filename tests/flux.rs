@@ -6,11 +6,14 @@ use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::image_processor::OutputType;
 use tch_diffusers::models::attention_dispatch::AttentionBackend;
-use tch_diffusers::nn::Module;
+use tch_diffusers::models::transformers::TracedFluxTransformer;
+use tch_diffusers::models::{Traceable, trace};
 use tch_diffusers::pipelines::Parts;
-use tch_diffusers::pipelines::flux::{FluxCall, FluxPromptEmbeds};
+use tch_diffusers::pipelines::PooledPromptEmbeds;
+use tch_diffusers::pipelines::flux::FluxCall;
 use tch_diffusers::{
-    AutoPipelineForText2Image, DiffusionPipeline, Error, FluxPipeline, PipelineMixin, SchedulerKind, TensorExt,
+    AutoPipelineForText2Image, DiffusionPipeline, Error, FluxPipeline, FluxTransformer2DModel, ModelMixin,
+    PipelineMixin, SchedulerKind, TensorExt,
 };
 
 fn folder(model: &str) -> PathBuf {
@@ -46,7 +49,8 @@ fn models_are_offloaded_in_the_order_of_their_use() {
     let pipe = load();
     let names: Vec<_> = pipe.models().iter().map(|model| model.name).collect();
     assert_eq!(names, ["text_encoder", "text_encoder_2", "transformer", "vae"]);
-    let groups = GroupOffloading::block_level(1).onload_device(Device::Cpu).groups(pipe.transformer.node()).unwrap();
+    let groups =
+        GroupOffloading::block_level(1).onload_device(Device::Cpu).groups(pipe.transformer.tree().unwrap()).unwrap();
     let ids: Vec<_> = groups.iter().map(|group| group.id.as_str()).collect();
     for block in ["transformer_blocks", "single_transformer_blocks"] {
         assert!(ids.iter().any(|id| id.starts_with(block)), "{block} is not among {ids:?}");
@@ -187,7 +191,7 @@ fn embeddings_give_the_picture_of_their_prompts() {
     let prompts = ["a red circle", "dog"];
     let _guard = tch::no_grad_guard();
     let embeds = pipe.encode_prompt(&prompts, &prompts, 1, 32).unwrap();
-    let given = |embeds: &FluxPromptEmbeds, item: i64| FluxPromptEmbeds {
+    let given = |embeds: &PooledPromptEmbeds, item: i64| PooledPromptEmbeds {
         prompt_embeds: embeds.prompt_embeds.narrow(0, item, 1),
         pooled_prompt_embeds: embeds.pooled_prompt_embeds.narrow(0, item, 1),
     };
@@ -215,13 +219,39 @@ fn arguments_that_do_not_fit_are_refused_with_the_reason() {
     refused(&|call| call.prompt_2("one"), "1 of `prompt_2` for 2 prompts");
     refused(&|call| call.negative_prompt(["a"]), "1 of `negative_prompt` for 2 prompts");
     refused(&|call| call.sigmas(&[]), "at least one step");
-    refused(&|call| call.num_inference_steps(0), "at least one step");
+    refused(&|call| call.num_inference_steps(0), "`num_inference_steps` has to be at least 1");
     refused(&|call| call.latents(Tensor::zeros([2, 79, 16], (Kind::Float, Device::Cpu))), "[2, 80, 16]");
     let none: [&str; 0] = [];
     assert!(matches!(pipe.call(none).run(), Err(Error::Argument(text)) if text == "there is no prompt"));
     pipe.scheduler = SchedulerKind::DDIM.from_config(pipe.scheduler.config()).unwrap();
     let error = asked(&mut pipe).run().unwrap_err().to_string();
     assert!(error.contains("DDIMScheduler takes no `mu`"), "{error}");
+}
+
+#[test]
+fn a_traced_transformer_takes_the_models_place() {
+    for model in ["dev", "schnell"] {
+        let mut pipe = FluxPipeline::from_pretrained(folder(model)).load().unwrap();
+        pipe.progress_bar.disable = true;
+        let plain = draw(&mut pipe);
+        let loader = FluxTransformer2DModel::from_pretrained(folder(model)).subfolder("transformer");
+        let transformer = loader.load().unwrap();
+        let mut inputs = transformer.example_inputs(2, [16, 20]).unwrap();
+        // Of the prompts of the call.
+        inputs[1] = inputs[1].narrow(1, 0, 32);
+        inputs[5] = inputs[5].narrow(0, 0, 32);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        trace(&transformer, &inputs).unwrap().save(file.path()).unwrap();
+        pipe.set_transformer(TracedFluxTransformer::load(file.path(), Device::Cpu).unwrap());
+        let difference = draw(&mut pipe).max_abs_diff(&plain).unwrap();
+        record("flux techniques", model, "traced transformer", difference, 5e-6);
+        let names: Vec<_> = pipe.models().iter().map(|model| model.name).collect();
+        assert_eq!(names, ["text_encoder", "text_encoder_2", "vae"]);
+        let error = pipe.save_pretrained(tempfile::tempdir().unwrap().path()).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported(text) if text.contains("another transformer")), "{error}");
+        let error = pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap_err();
+        assert!(matches!(error, Error::Unsupported(_)), "{error}");
+    }
 }
 
 #[test]

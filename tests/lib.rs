@@ -25,6 +25,7 @@ mod parity;
 mod prepack;
 mod safety;
 mod schedulers;
+mod sdxl;
 mod sharing;
 mod soak;
 mod stable_diffusion;

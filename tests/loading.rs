@@ -7,7 +7,7 @@ use tch_diffusers::configuration_utils::{ConfigMap, read_json, write_json};
 use tch_diffusers::loaders::{Checkpoint, LoadOptions};
 use tch_diffusers::models::text_encoders::CLIPTextModel;
 use tch_diffusers::nn::{Linear, Module, Scope, Weights};
-use tch_diffusers::{AutoencoderKL, Error, ModelMixin, TensorExt, UNet2DConditionModel};
+use tch_diffusers::{AutoModel, AutoencoderKL, Error, ModelMixin, TensorExt, UNet2DConditionModel};
 
 /// A file with a linear map of 3 inputs and 2 outputs, in float16.
 fn linear_file(folder: &Path) -> PathBuf {
@@ -176,4 +176,34 @@ fn every_key_of_a_models_configuration_is_written_back() {
             assert!(same, "{key}: {} of {value}", saved[key]);
         }
     }
+}
+
+#[test]
+fn a_models_folder_says_its_class() {
+    let (sdxl, flux) =
+        (generated("sdxl_pipeline").join("_models/sdxl"), generated("flux_pipeline").join("_models/dev"));
+    for (folder, subfolder, class_name) in [
+        (&sdxl, "unet", "UNet2DConditionModel"),
+        (&sdxl, "vae", "AutoencoderKL"),
+        (&sdxl, "text_encoder", "CLIPTextModel"),
+        (&sdxl, "text_encoder_2", "CLIPTextModelWithProjection"),
+        (&flux, "text_encoder_2", "T5EncoderModel"),
+        (&flux, "transformer", "FluxTransformer2DModel"),
+    ] {
+        let model = AutoModel::from_pretrained(folder).subfolder(subfolder).torch_dtype(Kind::BFloat16).load().unwrap();
+        assert_eq!(model.class_name(), class_name);
+        assert_eq!(model.node().dtype(), Kind::BFloat16);
+    }
+    let saved = tempfile::tempdir().unwrap();
+    AutoModel::from_pretrained(sdxl.join("vae")).load().unwrap().save_pretrained(saved.path()).unwrap();
+    let path = saved.path().join("config.json");
+    let mut config: ConfigMap = read_json(&path).unwrap();
+    config.insert("_class_name".into(), "AutoencoderTiny".into());
+    write_json(&path, &config).unwrap();
+    let error = AutoModel::from_pretrained(saved.path()).load().unwrap_err();
+    assert!(matches!(&error, Error::Unsupported(text) if text.contains("the model is a AutoencoderTiny")), "{error}");
+    config.shift_remove("_class_name");
+    write_json(&path, &config).unwrap();
+    let error = AutoModel::from_pretrained(saved.path()).load().unwrap_err();
+    assert!(matches!(&error, Error::Config(text) if text.contains("neither `_class_name`")), "{error}");
 }

@@ -2,6 +2,7 @@
 
 use crate::interrupt;
 use crate::parameters::Parameters;
+use crate::second::Second;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tch_diffusers::{Error, FluxPipeline};
@@ -11,9 +12,6 @@ use tch_diffusers::{Error, FluxPipeline};
 #[command(next_help_heading = "FLUX.1")]
 #[serde(default)]
 pub(crate) struct Flux {
-    /// What the second text encoder reads [default: --prompt]
-    #[arg(long, value_name = "PROMPT")]
-    prompt_2: Option<String>,
     /// How much --prompt counts against --negative-prompt, by a second prediction in each step [default: 1, which is without]
     #[arg(long, value_name = "SCALE")]
     true_cfg_scale: Option<f64>,
@@ -23,22 +21,15 @@ pub(crate) struct Flux {
 }
 
 impl Flux {
+    /// The options, for messages.
+    pub(crate) const OPTIONS: &str = "--true-cfg-scale and --max-sequence-length";
+
     /// These options, and those of `base` that are not named here.
     pub(crate) fn or(&self, base: Self) -> Self {
         Self {
-            prompt_2: self.prompt_2.clone().or(base.prompt_2),
             true_cfg_scale: self.true_cfg_scale.or(base.true_cfg_scale),
             max_sequence_length: self.max_sequence_length.or(base.max_sequence_length),
         }
-    }
-
-    /// Refuses these options for another pipeline.
-    pub(crate) fn refuse(&self, class_name: &str) -> Result<(), Error> {
-        if *self == Self::default() {
-            return Ok(());
-        }
-        let options = "--prompt-2, --true-cfg-scale and --max-sequence-length";
-        Err(Error::Argument(format!("{options} go with FLUX.1; the model is a {class_name}")))
     }
 }
 
@@ -59,6 +50,7 @@ fn check(parameters: &Parameters) -> Result<(), Error> {
 
 /// The pictures.
 pub(crate) fn draw(pipe: &mut FluxPipeline, parameters: &Parameters) -> anyhow::Result<Vec<image::DynamicImage>> {
+    parameters.only_for(FluxPipeline::CLASS_NAME, &[Second::OPTIONS, Flux::OPTIONS])?;
     check(parameters)?;
     let mut call = pipe.call(parameters.prompt()).num_images_per_prompt(parameters.num_images).seed(parameters.seed);
     call = call.callback_on_step_end(|end| {
@@ -80,10 +72,14 @@ pub(crate) fn draw(pipe: &mut FluxPipeline, parameters: &Parameters) -> anyhow::
     if let Some(width) = parameters.width {
         call = call.width(width);
     }
-    let Flux { prompt_2, true_cfg_scale, max_sequence_length } = &parameters.flux;
+    let Second { prompt_2, negative_prompt_2 } = &parameters.second;
     if let Some(prompt_2) = prompt_2 {
         call = call.prompt_2(parameters.for_each_prompt(prompt_2));
     }
+    if let Some(negative_prompt_2) = negative_prompt_2 {
+        call = call.negative_prompt_2(parameters.for_each_prompt(negative_prompt_2));
+    }
+    let Flux { true_cfg_scale, max_sequence_length } = &parameters.flux;
     if let Some(scale) = true_cfg_scale {
         call = call.true_cfg_scale(*scale);
     }

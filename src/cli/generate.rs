@@ -9,8 +9,11 @@ use crate::model::model_folder;
 use crate::offload::Offload;
 use crate::outcome::{Interrupted, ModelError, complain, say};
 use crate::parameters::Parameters;
+use crate::sdxl::{self, Sdxl};
+use crate::second::Second;
 use crate::source::{Pictures, Source};
 use crate::speed::Speed;
+use crate::stable_diffusion;
 use anyhow::{Context, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -18,13 +21,9 @@ use tch::{Device, Kind};
 use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::unets::TracedUNet;
 use tch_diffusers::pipelines::PipelineLoader;
-use tch_diffusers::pipelines::stable_diffusion::{
-    StableDiffusionCall, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
-    TakesSize,
-};
 use tch_diffusers::schedulers::SchedulerKind;
 use tch_diffusers::utils::{image::write_png, progress::ProgressBarConfig};
-use tch_diffusers::{AutoPipelineForText2Image, DeviceExt, DiffusionPipeline, Error, KindExt};
+use tch_diffusers::{AutoPipelineForText2Image, DeviceExt, DiffusionPipeline, Error, KindExt, StableDiffusionPipeline};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,7 +64,8 @@ pub(crate) struct Generate {
     /// Denoising steps [default: 25; of FLUX.1 28]
     #[arg(long)]
     steps: Option<usize>,
-    /// How much the prompt counts; Stable Diffusion has no guidance at 1 or below [default: 7.5; of FLUX.1 3.5]
+    /// How much the prompt counts; there is no guidance at 1 or below [default: 7.5; of SDXL 5; of
+    /// FLUX.1 3.5]
     #[arg(long)]
     guidance_scale: Option<f64>,
     /// How far guidance's overexposure is corrected, 0 to 1 [default: 0]
@@ -119,6 +119,10 @@ pub(crate) struct Generate {
     memory: Memory,
     #[command(flatten)]
     speed: Speed,
+    #[command(flatten)]
+    second: Second,
+    #[command(flatten)]
+    sdxl: Sdxl,
     #[command(flatten)]
     flux: Flux,
     #[command(flatten)]
@@ -218,6 +222,8 @@ impl Generate {
             loras: self.loras.or(base.loras),
             memory: self.memory.or(base.memory),
             speed: self.speed.or(base.speed),
+            second: self.second.or(base.second),
+            sdxl: self.sdxl.or(base.sdxl),
             flux: self.flux.or(base.flux),
         };
         Ok((parameters, only))
@@ -276,18 +282,17 @@ fn with_options<P, C>(
 
 /// The pipeline, whose components went through the one that drew, the pictures, and which of them a safety checker
 /// blackened.
-type Drawn<P> = (P, Vec<image::DynamicImage>, Vec<bool>);
+type Drawn = (DiffusionPipeline, Vec<image::DynamicImage>, Vec<bool>);
 
-fn draw(
-    pipe: DiffusionPipeline,
-    parameters: &Parameters,
-    pictures: Option<Pictures>,
-) -> anyhow::Result<Drawn<DiffusionPipeline>> {
+fn draw(pipe: DiffusionPipeline, parameters: &Parameters, pictures: Option<Pictures>) -> anyhow::Result<Drawn> {
     let (pipe, images, black) = match pipe {
         DiffusionPipeline::StableDiffusion(pipe) => {
-            parameters.flux.refuse("StableDiffusionPipeline")?;
-            let (pipe, images, black) = draw_stable_diffusion(*pipe, parameters, pictures)?;
+            let (pipe, images, black) = stable_diffusion::draw(*pipe, parameters, pictures)?;
             (pipe.into(), images, black)
+        }
+        DiffusionPipeline::StableDiffusionXL(pipe) => {
+            let (pipe, images) = sdxl::draw(*pipe, parameters, pictures)?;
+            (pipe.into(), images, vec![])
         }
         DiffusionPipeline::Flux(mut pipe) => {
             let images = flux::draw(&mut pipe, parameters)?;
@@ -302,73 +307,6 @@ fn draw(
         bail!(Interrupted);
     }
     Ok((pipe, images, black))
-}
-
-fn draw_stable_diffusion(
-    mut pipe: StableDiffusionPipeline,
-    parameters: &Parameters,
-    pictures: Option<Pictures>,
-) -> anyhow::Result<Drawn<StableDiffusionPipeline>> {
-    let prompt = parameters.prompt();
-    let (pipe, output) = match pictures {
-        None => {
-            let call = with_size(with_arguments(pipe.call(prompt), parameters), parameters);
-            let output = call.guidance_rescale(parameters.guidance_rescale).run()?;
-            (pipe, output)
-        }
-        Some(Pictures { image, mask: None, strength }) => {
-            let mut pipe = StableDiffusionImg2ImgPipeline::from_pipe(pipe);
-            let output = with_arguments(pipe.call(prompt, image).strength(strength), parameters).run()?;
-            (pipe.into(), output)
-        }
-        Some(Pictures { image, mask: Some(mask), strength }) => {
-            let mut pipe = StableDiffusionInpaintPipeline::from_pipe(pipe);
-            let mut call = with_arguments(pipe.call(prompt, image, mask).strength(strength), parameters);
-            if let Some(pixels) = parameters.source.padding_mask_crop {
-                call = call.padding_mask_crop(pixels);
-            }
-            let output = with_size(call, parameters).run()?;
-            (pipe.into(), output)
-        }
-    };
-    let black = output.nsfw_content_detected.unwrap_or_default();
-    Ok((pipe, output.images.into_images()?, black))
-}
-
-/// What calls of all pipelines take.
-fn with_arguments<'a, T>(call: StableDiffusionCall<'a, T>, parameters: &Parameters) -> StableDiffusionCall<'a, T> {
-    let mut call = call
-        .num_inference_steps(parameters.steps())
-        .eta(parameters.eta)
-        .num_images_per_prompt(parameters.num_images)
-        .seed(parameters.seed)
-        .callback_on_step_end(|end| {
-            end.interrupt = interrupt::asked();
-            Ok(())
-        });
-    if let Some(negative) = &parameters.negative_prompt {
-        call = call.negative_prompt(parameters.for_each_prompt(negative));
-    }
-    if let Some(scale) = parameters.guidance_scale {
-        call = call.guidance_scale(scale);
-    }
-    match parameters.clip_skip {
-        Some(layers) => call.clip_skip(layers),
-        None => call,
-    }
-}
-
-fn with_size<'a, T: TakesSize>(
-    mut call: StableDiffusionCall<'a, T>,
-    parameters: &Parameters,
-) -> StableDiffusionCall<'a, T> {
-    if let Some(width) = parameters.width {
-        call = call.width(width);
-    }
-    match parameters.height {
-        Some(height) => call.height(height),
-        None => call,
-    }
 }
 
 /// Before anything is computed: can the picture be written there?

@@ -14,8 +14,11 @@ mod model;
 mod offload;
 mod outcome;
 mod parameters;
+mod sdxl;
+mod second;
 mod source;
 mod speed;
+mod stable_diffusion;
 mod trace;
 
 use clap::{Parser, Subcommand};

@@ -3,11 +3,14 @@
 use crate::flux::Flux;
 use crate::lora::Loras;
 use crate::memory::Memory;
+use crate::sdxl::Sdxl;
+use crate::second::Second;
 use crate::source::Source;
 use crate::speed::Speed;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use tch_diffusers::Error;
 use tch_diffusers::pipelines::Prompt;
 use tch_diffusers::utils::image::read_png_text;
 
@@ -48,6 +51,10 @@ pub(crate) struct Parameters {
     #[serde(default)]
     pub(crate) speed: Speed,
     #[serde(default)]
+    pub(crate) second: Second,
+    #[serde(default)]
+    pub(crate) sdxl: Sdxl,
+    #[serde(default)]
     pub(crate) flux: Flux,
 }
 
@@ -76,6 +83,8 @@ impl Default for Parameters {
             loras: Loras::default(),
             memory: Memory::default(),
             speed: Speed::default(),
+            second: Second::default(),
+            sdxl: Sdxl::default(),
             flux: Flux::default(),
         }
     }
@@ -88,6 +97,21 @@ impl Parameters {
     /// Steps of Stable Diffusion.
     pub(crate) fn steps(&self) -> usize {
         self.steps.unwrap_or(STEPS)
+    }
+
+    /// Refuses the options of one model alone, but those of `own`, for a pipeline of class `class_name`.
+    pub(crate) fn only_for(&self, class_name: &str, own: &[&str]) -> Result<(), Error> {
+        let groups = [
+            (Second::OPTIONS, "SDXL and FLUX.1", self.second != Second::default()),
+            (Sdxl::OPTIONS, "SDXL", self.sdxl != Sdxl::default()),
+            (Flux::OPTIONS, "FLUX.1", self.flux != Flux::default()),
+        ];
+        match groups.iter().find(|(options, _, is_given)| *is_given && !own.contains(options)) {
+            Some((options, models, _)) => {
+                Err(Error::Argument(format!("{options} go with {models}; the model is a {class_name}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The prompt, or the prompts as one batch.

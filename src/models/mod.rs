@@ -4,6 +4,7 @@ pub mod activations;
 pub mod attention;
 pub mod attention_dispatch;
 pub mod attention_processor;
+mod auto_model;
 pub mod autoencoders;
 pub mod compile;
 pub mod downsampling;
@@ -22,6 +23,7 @@ pub mod transformers;
 pub mod unets;
 pub mod upsampling;
 
+pub use auto_model::AutoModel;
 pub use modeling_utils::{ModelLoader, ModelMixin, To};
 pub(crate) use sharing::share;
 pub use tracing::{TraceOptions, Traceable, VaeDecoder, trace, trace_with};

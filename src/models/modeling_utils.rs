@@ -67,8 +67,7 @@ pub trait ModelMixin: Module + Sized {
     /// Reads the model that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`. Where
     /// there is no such folder, `owner/name` is a repository of the Hub, and a folder of [`HubOptions`]' cache is read.
     fn from_pretrained(folder: impl AsRef<Path>) -> ModelLoader<Self> {
-        let folder = folder.as_ref().to_path_buf();
-        ModelLoader { folder, options: LoadOptions::default(), offloading: None, model: PhantomData }
+        ModelLoader::new(folder.as_ref())
     }
 
     /// A second model over the same weights, for another thread: nothing is copied, and techniques that are set on this one
@@ -273,13 +272,17 @@ impl From<MemoryFormat> for To {
 #[derive(Clone, Debug)]
 #[must_use = "nothing is read before `load`"]
 pub struct ModelLoader<M> {
-    folder: PathBuf,
-    options: LoadOptions,
-    offloading: Option<GroupOffloading>,
+    pub(super) folder: PathBuf,
+    pub(super) options: LoadOptions,
+    pub(super) offloading: Option<GroupOffloading>,
     model: PhantomData<fn() -> M>,
 }
 
-impl<M: ModelMixin> ModelLoader<M> {
+impl<M> ModelLoader<M> {
+    pub(super) fn new(folder: &Path) -> Self {
+        Self { folder: folder.into(), options: LoadOptions::default(), offloading: None, model: PhantomData }
+    }
+
     /// The dtype that floating-point weights are cast to while loading; float32 by default.
     pub fn torch_dtype(mut self, kind: Kind) -> Self {
         self.options.torch_dtype = Some(kind);
@@ -335,6 +338,14 @@ impl<M: ModelMixin> ModelLoader<M> {
         self
     }
 
+    /// The same options for a model of another class.
+    pub(super) fn of_class<N>(self) -> ModelLoader<N> {
+        let Self { folder, options, offloading, .. } = self;
+        ModelLoader { folder, options, offloading, model: PhantomData }
+    }
+}
+
+impl<M: ModelMixin> ModelLoader<M> {
     /// Reads `config.json` and the weights, and builds the model.
     ///
     /// # Errors

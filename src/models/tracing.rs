@@ -4,9 +4,11 @@
 
 use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
+use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextConfig, CLIPTextModel};
-use crate::models::unets::{UNet2DConditionModel, UNetInputs};
+use crate::models::transformers::{FluxInputs, FluxTransformer2DModel};
+use crate::models::unets::{AddedCond, UNet2DConditionModel, UNetInputs};
 use crate::nn::{Module, Node};
 use crate::torch::{Generator, KindExt, TracedModule};
 use serde::{Deserialize, Serialize};
@@ -15,13 +17,16 @@ use tch::{Kind, Tensor};
 /// How many tokens a text has in Stable Diffusion.
 const TOKENS: i64 = 77;
 
+/// How many tokens T5 reads of a prompt.
+const T5_TOKENS: i64 = 512;
+
 /// A model whose forward takes and returns plain tensors, so that it can be traced.
 pub trait Traceable {
     /// The class that the traced module is called by.
     const CLASS_NAME: &'static str;
 
     /// The names of the inputs, in order.
-    const INPUTS: &'static [&'static str];
+    fn inputs(&self) -> &'static [&'static str];
 
     /// The model's place in the tree.
     fn root(&self) -> &Node;
@@ -44,7 +49,7 @@ pub trait Traceable {
     /// [`Error::OutOfMemory`] where there is no room; [`Error::Config`] for a configuration that says too little.
     fn example_inputs(&self, batch: i64, size: [i64; 2]) -> Result<Vec<Tensor>>;
 
-    /// Runs the model on as many tensors as [`Traceable::INPUTS`] names.
+    /// Runs the model on as many tensors as [`Traceable::inputs`] names.
     ///
     /// # Errors
     /// If the inputs do not fit.
@@ -104,8 +109,8 @@ pub fn trace<M: Traceable>(model: &M, inputs: &[Tensor]) -> Result<TracedModule>
 /// [`Error::Argument`] for another number of inputs; [`Error::Unsupported`] for a model with hooks, which move its weights
 /// while it runs; [`Error::Torch`] if the traced module gives other numbers than the model; whatever the model fails with.
 pub fn trace_with<M: Traceable>(model: &M, inputs: &[Tensor], options: TraceOptions) -> Result<TracedModule> {
-    if inputs.len() != M::INPUTS.len() {
-        let (names, found) = (M::INPUTS.join(", "), inputs.len());
+    if inputs.len() != model.inputs().len() {
+        let (names, found) = (model.inputs().join(", "), inputs.len());
         return Err(Error::Argument(format!("a {} is traced with {names}, not with {found} tensors", M::CLASS_NAME)));
     }
     if let Some(hooked) = model.root().walk().iter().find(|node| !node.hook_names().is_empty()) {
@@ -116,7 +121,7 @@ pub fn trace_with<M: Traceable>(model: &M, inputs: &[Tensor], options: TraceOpti
         )));
     }
     let _no_grad = tch::no_grad_guard();
-    let named: Vec<_> = M::INPUTS.iter().copied().zip(inputs).collect();
+    let named: Vec<_> = model.inputs().iter().copied().zip(inputs).collect();
     let note =
         Note { class: M::CLASS_NAME.into(), dtype: model.root().dtype().torch_name(), config: model.config_json()? };
     let note = serde_json::to_string(&note).map_err(|error| Error::Config(error.to_string()))?;
@@ -153,10 +158,17 @@ fn noise(like: &Node, shape: &[i64]) -> Result<Tensor> {
     Ok(noise.f_to_kind(like.dtype())?.f_to_device(like.device())?)
 }
 
-/// In the order of the published recipes; returns `(sample,)`.
+/// In the order of the published recipes, SDXL's `text_embeds` and `time_ids` after them; returns `(sample,)`.
 impl Traceable for UNet2DConditionModel {
     const CLASS_NAME: &'static str = "UNet2DConditionModel";
-    const INPUTS: &'static [&'static str] = &["sample", "timestep", "encoder_hidden_states"];
+
+    fn inputs(&self) -> &'static [&'static str] {
+        let names = &["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"];
+        match self.config().addition_embed_type {
+            Some(_) => names,
+            None => names.get(..3).unwrap_or(names),
+        }
+    }
 
     fn root(&self) -> &Node {
         self.node()
@@ -175,19 +187,92 @@ impl Traceable for UNet2DConditionModel {
         let dim = dim.ok_or_else(|| Error::Config("`cross_attention_dim` is an empty list".into()))?;
         let timestep = Tensor::f_from_slice(&[601f32])?.f_to_kind(node.dtype())?.f_to_device(node.device())?;
         let sample = noise(node, &[batch, config.in_channels, height, width])?;
-        Ok(vec![sample, timestep, noise(node, &[batch, TOKENS, dim])?])
+        let mut inputs = vec![sample, timestep, noise(node, &[batch, TOKENS, dim])?];
+        if let (Some(each), Some(all)) = (config.addition_time_embed_dim, config.projection_class_embeddings_input_dim)
+        {
+            // The refiner is told five numbers, and its pooled text is as wide as its states; others are told six.
+            let numbers = if all - 5 * each == dim { 5 } else { 6 };
+            inputs.push(noise(node, &[batch, all - numbers * each])?);
+            inputs.push(noise(node, &[batch, numbers])?);
+        }
+        Ok(inputs)
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let [sample, timestep, text] = three(inputs)?;
-        Ok(vec![self.forward(&UNetInputs::new(sample, timestep, text))?])
+        let (inputs, added_cond) = match inputs {
+            [sample, timestep, text] => (UNetInputs::new(sample, timestep, text), None),
+            [sample, timestep, text, text_embeds, time_ids] => {
+                (UNetInputs::new(sample, timestep, text), Some(AddedCond { text_embeds, time_ids }))
+            }
+            _ => return Err(Error::Arity { expected: self.inputs().len(), found: inputs.len() }),
+        };
+        Ok(vec![self.forward(&UNetInputs { added_cond, ..inputs })?])
     }
 }
 
-fn three(inputs: &[Tensor]) -> Result<[&Tensor; 3]> {
-    match inputs {
-        [first, second, third] => Ok([first, second, third]),
-        _ => Err(Error::Arity { expected: 3, found: inputs.len() }),
+/// As `forward` has them, `guidance` last where the model takes it; returns `(sample,)`. How many tokens text and picture have
+/// is fixed by the places in the example.
+impl Traceable for FluxTransformer2DModel {
+    const CLASS_NAME: &'static str = "FluxTransformer2DModel";
+
+    fn inputs(&self) -> &'static [&'static str] {
+        let names = &[
+            "hidden_states",
+            "encoder_hidden_states",
+            "pooled_projections",
+            "timestep",
+            "img_ids",
+            "txt_ids",
+            "guidance",
+        ];
+        if self.config().guidance_embeds { names } else { names.get(..6).unwrap_or(names) }
+    }
+
+    fn root(&self) -> &Node {
+        self.node()
+    }
+
+    fn config_json(&self) -> Result<serde_json::Value> {
+        json(self.config())
+    }
+
+    /// `size` is that of the latents, which are packed two by two.
+    fn example_inputs(&self, batch: i64, [height, width]: [i64; 2]) -> Result<Vec<Tensor>> {
+        let (node, config) = (self.node(), self.config());
+        let (kind, device) = (node.dtype(), node.device());
+        let pixels = height / 2 * (width / 2);
+        let places = |tokens: i64| noise(node, &[tokens, config.axes_dims_rope.len() as i64]);
+        let times = |number: f64, kind: Kind| Tensor::f_full([batch], number, (kind, device));
+        let mut inputs = vec![
+            noise(node, &[batch, pixels, config.in_channels])?,
+            noise(node, &[batch, T5_TOKENS, config.joint_attention_dim])?,
+            noise(node, &[batch, config.pooled_projection_dim])?,
+            times(0.6, kind)?,
+            places(pixels)?,
+            places(T5_TOKENS)?,
+        ];
+        if config.guidance_embeds {
+            inputs.push(times(3.5, Kind::Float)?);
+        }
+        Ok(inputs)
+    }
+
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (expected, found) = (self.inputs().len(), inputs.len());
+        let [hidden_states, encoder_hidden_states, pooled_projections, timestep, img_ids, txt_ids, guidance @ ..] =
+            inputs
+        else {
+            return Err(Error::Arity { expected, found });
+        };
+        Ok(vec![self.forward(&FluxInputs {
+            hidden_states,
+            encoder_hidden_states,
+            pooled_projections,
+            timestep,
+            img_ids,
+            txt_ids,
+            guidance: guidance.first(),
+        })?])
     }
 }
 
@@ -201,7 +286,10 @@ fn one(inputs: &[Tensor]) -> Result<&Tensor> {
 /// Returns `(last_hidden_state, pooler_output)`. The number of tokens is fixed, 77 for Stable Diffusion.
 impl Traceable for CLIPTextModel {
     const CLASS_NAME: &'static str = "CLIPTextModel";
-    const INPUTS: &'static [&'static str] = &["input_ids"];
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &["input_ids"]
+    }
 
     fn root(&self) -> &Node {
         self.node()
@@ -230,7 +318,10 @@ pub struct VaeDecoder<'a>(pub &'a AutoencoderKL);
 /// Returns `(sample,)`, as `decode` does. The encoder's weights are left out.
 impl Traceable for VaeDecoder<'_> {
     const CLASS_NAME: &'static str = "AutoencoderKLDecoder";
-    const INPUTS: &'static [&'static str] = &["z"];
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &["z"]
+    }
 
     fn root(&self) -> &Node {
         self.0.node()

@@ -1,56 +1,42 @@
 //! Pipelines found by what their folder says.
 //!
-//! Mirrors `DiffusionPipeline.from_pretrained` of `diffusers/pipelines/pipeline_utils.py` and `AutoPipelineForText2Image` of
-//! `diffusers/pipelines/auto_pipeline.py` at 0.42.1.
+//! Mirrors `DiffusionPipeline.from_pretrained` of `diffusers/pipelines/pipeline_utils.py`, and
+//! `diffusers/pipelines/auto_pipeline.py`, at 0.42.1.
 
 use super::flux::{FluxLoader, FluxPipeline};
 use super::loading::Source;
 use super::stable_diffusion::{
     StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionLoader, StableDiffusionPipeline,
 };
-use super::{MemoryReport, ModelIndex, Parts, PipelineLoader, PipelineModel};
+use super::stable_diffusion_xl::{
+    StableDiffusionXLImg2ImgPipeline, StableDiffusionXLLoader, StableDiffusionXLPipeline,
+};
+use super::{DiffusionPipeline, ModelIndex, PipelineLoader};
 use crate::error::{Error, Result};
-use crate::hooks::ModelOffload;
-use crate::loaders::SaveOptions;
-use crate::models::To;
-use crate::models::autoencoders::AutoencoderKL;
-use crate::schedulers::Scheduler;
 use std::path::Path;
-use tch::Device;
 
 const FLUX: &str = FluxPipeline::CLASS_NAME;
-const STABLE_DIFFUSION: &str = "StableDiffusionPipeline";
-const STABLE_DIFFUSION_IMG2IMG: &str = "StableDiffusionImg2ImgPipeline";
-const STABLE_DIFFUSION_INPAINT: &str = "StableDiffusionInpaintPipeline";
+const SDXL: &str = StableDiffusionXLPipeline::CLASS_NAME;
+const SDXL_IMG2IMG: &str = StableDiffusionXLImg2ImgPipeline::CLASS_NAME;
+const SD: &str = StableDiffusionPipeline::CLASS_NAME;
+const SD_IMG2IMG: &str = StableDiffusionImg2ImgPipeline::CLASS_NAME;
+const SD_INPAINT: &str = StableDiffusionInpaintPipeline::CLASS_NAME;
 
-/// A pipeline of any kind there is. Techniques are switched on as for each of them, by
-/// [`PipelineMixin`](super::PipelineMixin); a call needs to know which it is.
-///
-/// # Examples
-/// ```
-/// use tch_diffusers::{DiffusionPipeline, utils::assets::bundled_model};
-/// let pipe = DiffusionPipeline::from_pretrained(bundled_model()?).load()?;
-/// assert_eq!(pipe.class_name(), "StableDiffusionPipeline");
-/// let DiffusionPipeline::StableDiffusion(mut pipe) = pipe else { panic!("the bundled model is a Stable Diffusion") };
-/// pipe.call("a red circle on a blue background").num_inference_steps(2).seed(0).run()?;
-/// # Ok::<(), tch_diffusers::Error>(())
-/// ```
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum DiffusionPipeline {
-    /// Text to picture with Stable Diffusion.
-    StableDiffusion(Box<StableDiffusionPipeline>),
-    /// Picture to picture with Stable Diffusion.
-    StableDiffusionImg2Img(Box<StableDiffusionImg2ImgPipeline>),
-    /// A part of a picture drawn anew with Stable Diffusion.
-    StableDiffusionInpaint(Box<StableDiffusionInpaintPipeline>),
-    /// Text to picture with FLUX.1.
-    Flux(Box<FluxPipeline>),
-}
+/// All classes there are.
+const CLASSES: [&str; 6] = [SD, SD_IMG2IMG, SD_INPAINT, SDXL, SDXL_IMG2IMG, FLUX];
 
 /// What `from_pretrained` of [`DiffusionPipeline`] may be told; `load` does it. `K` says which pipeline is wanted of those
 /// that the folder serves.
 pub type DiffusionPipelineLoader<K = AsNamed> = PipelineLoader<DiffusionPipeline, K>;
+
+/// Which pipeline is wanted of those that a folder serves.
+pub trait Wanted: Default {
+    /// The class to load for a folder of class `class_name`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if there is none of that kind for the model.
+    fn class_for(class_name: &str) -> Result<&'static str>;
+}
 
 /// The pipeline that the folder names.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,208 +46,144 @@ pub struct AsNamed;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FromText;
 
-/// Pipelines from text to picture, found by what their folder says.
-#[derive(Clone, Copy, Debug)]
-pub struct AutoPipelineForText2Image;
+/// The pipeline that draws from a picture, whichever the folder names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FromImage;
 
-impl AutoPipelineForText2Image {
-    /// As [`DiffusionPipeline::from_pretrained`]; a folder of image-to-image or inpainting gives the pipeline from text that
-    /// has the same components.
-    pub fn from_pretrained(folder: impl AsRef<Path>) -> DiffusionPipelineLoader<FromText> {
-        PipelineLoader::new(folder.as_ref())
+/// The pipeline that draws a part of a picture anew, whichever the folder names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FromMask;
+
+impl Wanted for AsNamed {
+    fn class_for(class_name: &str) -> Result<&'static str> {
+        CLASSES
+            .into_iter()
+            .find(|class| *class == class_name)
+            .ok_or_else(|| unsupported(class_name, "pipelines", &CLASSES))
     }
 }
 
-impl PipelineLoader<DiffusionPipeline, AsNamed> {
-    /// Reads the pipeline that the folder's `model_index.json` names.
+impl Wanted for FromText {
+    fn class_for(class_name: &str) -> Result<&'static str> {
+        match class_name {
+            SD | SD_IMG2IMG | SD_INPAINT => Ok(SD),
+            SDXL | SDXL_IMG2IMG => Ok(SDXL),
+            FLUX => Ok(FLUX),
+            other => Err(unsupported(other, "pipelines from text", &[SD, SDXL, FLUX])),
+        }
+    }
+}
+
+impl Wanted for FromImage {
+    fn class_for(class_name: &str) -> Result<&'static str> {
+        match class_name {
+            SD | SD_IMG2IMG | SD_INPAINT => Ok(SD_IMG2IMG),
+            SDXL | SDXL_IMG2IMG => Ok(SDXL_IMG2IMG),
+            other => Err(unsupported(other, "pipelines from a picture", &[SD_IMG2IMG, SDXL_IMG2IMG])),
+        }
+    }
+}
+
+impl Wanted for FromMask {
+    fn class_for(class_name: &str) -> Result<&'static str> {
+        match class_name {
+            SD | SD_IMG2IMG | SD_INPAINT => Ok(SD_INPAINT),
+            other => Err(unsupported(other, "pipelines of inpainting", &[SD_INPAINT])),
+        }
+    }
+}
+
+fn unsupported(class_name: &str, kind: &str, there_are: &[&str]) -> Error {
+    Error::Unsupported(format!("the model's pipeline is a {class_name}; of {kind} there are {}", there_are.join(", ")))
+}
+
+/// Declares a class of pipelines found by their folder, as diffusers has one for each task.
+macro_rules! auto_pipeline {
+    ($(#[$doc:meta])* $name:ident, $wanted:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name;
+
+        impl $name {
+            /// Reads the pipeline for this task that has the components of the folder's. Where there is no such folder,
+            /// `owner/name` is a repository of the Hub: see [`HubOptions`](crate::loaders::HubOptions).
+            pub fn from_pretrained(folder: impl AsRef<Path>) -> DiffusionPipelineLoader<$wanted> {
+                PipelineLoader::new(folder.as_ref())
+            }
+
+            /// The pipeline for this task with the components of another one and with what is switched on there. They move:
+            /// no weight is copied.
+            ///
+            /// # Errors
+            /// [`Error::Unsupported`] if the model has no pipeline for the task.
+            pub fn from_pipe(pipe: impl Into<DiffusionPipeline>) -> Result<DiffusionPipeline> {
+                let pipe = pipe.into();
+                let class_name = $wanted::class_for(pipe.class_name())?;
+                convert(pipe, class_name)
+            }
+        }
+    };
+}
+
+auto_pipeline!(
+    /// Pipelines from text to picture.
+    AutoPipelineForText2Image,
+    FromText
+);
+auto_pipeline!(
+    /// Pipelines from picture to picture.
+    AutoPipelineForImage2Image,
+    FromImage
+);
+auto_pipeline!(
+    /// Pipelines that draw a part of a picture anew.
+    AutoPipelineForInpainting,
+    FromMask
+);
+
+impl<K: Wanted> PipelineLoader<DiffusionPipeline, K> {
+    /// Reads the pipeline.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming a class that is not there; else as for that pipeline.
+    /// [`Error::Unsupported`] naming a class that is not there, or that has no pipeline for what is wanted; else as for
+    /// that pipeline.
     pub fn load(mut self) -> Result<DiffusionPipeline> {
         self.source.download(&[])?;
-        let class_name = class_name(&self.source)?;
-        load(self.source, &class_name)
+        let index = ModelIndex::from_folder(&self.source.folder)?;
+        let class_name = K::class_for(index.class_name()).map_err(|error| error.in_file(&self.source.folder))?;
+        load(self.source, class_name)
     }
 }
 
-impl PipelineLoader<DiffusionPipeline, FromText> {
-    /// Reads the pipeline from text that serves the class that the folder's `model_index.json` names.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] naming a class that is not there; else as for that pipeline.
-    pub fn load(mut self) -> Result<DiffusionPipeline> {
-        self.source.download(&[])?;
-        let class_name = class_name(&self.source)?;
-        let from_text = match class_name.as_str() {
-            STABLE_DIFFUSION_IMG2IMG | STABLE_DIFFUSION_INPAINT => STABLE_DIFFUSION,
-            other => other,
-        };
-        load(self.source, from_text)
-    }
-}
-
-fn class_name(source: &Source) -> Result<String> {
-    Ok(ModelIndex::from_folder(&source.folder)?.class_name().to_string())
-}
-
-fn load(source: Source, class_name: &str) -> Result<DiffusionPipeline> {
-    let folder = source.folder.display().to_string();
+fn load(source: Source, class_name: &'static str) -> Result<DiffusionPipeline> {
     Ok(match class_name {
-        STABLE_DIFFUSION => DiffusionPipeline::StableDiffusion(Box::new(StableDiffusionLoader::of(source).load()?)),
-        STABLE_DIFFUSION_IMG2IMG => {
-            DiffusionPipeline::StableDiffusionImg2Img(Box::new(StableDiffusionLoader::of(source).load()?))
-        }
-        STABLE_DIFFUSION_INPAINT => {
-            DiffusionPipeline::StableDiffusionInpaint(Box::new(StableDiffusionLoader::of(source).load()?))
-        }
-        FLUX => DiffusionPipeline::Flux(Box::new(FluxLoader::of(source).load()?)),
-        other => {
-            let known = [STABLE_DIFFUSION, STABLE_DIFFUSION_IMG2IMG, STABLE_DIFFUSION_INPAINT, FLUX].join(", ");
-            return Err(Error::Unsupported(format!("{folder}: the folder holds a {other}; there are {known}")));
-        }
+        SD => StableDiffusionLoader::<StableDiffusionPipeline>::of(source).load()?.into(),
+        SD_IMG2IMG => StableDiffusionLoader::<StableDiffusionImg2ImgPipeline>::of(source).load()?.into(),
+        SD_INPAINT => StableDiffusionLoader::<StableDiffusionInpaintPipeline>::of(source).load()?.into(),
+        SDXL => StableDiffusionXLLoader::<StableDiffusionXLPipeline>::of(source).load()?.into(),
+        SDXL_IMG2IMG => StableDiffusionXLLoader::<StableDiffusionXLImg2ImgPipeline>::of(source).load()?.into(),
+        FLUX => FluxLoader::of(source).load()?.into(),
+        other => return Err(unsupported(other, "pipelines", &CLASSES)),
     })
 }
 
-impl DiffusionPipeline {
-    /// Reads the pipeline that diffusers wrote to `folder`, of the class that its `model_index.json` names. Where there is no
-    /// such folder, `owner/name` is a repository of the Hub: see [`HubOptions`](crate::loaders::HubOptions).
-    pub fn from_pretrained(folder: impl AsRef<Path>) -> DiffusionPipelineLoader {
-        PipelineLoader::new(folder.as_ref())
-    }
-
-    /// diffusers' name of the pipeline's class.
-    #[must_use]
-    pub fn class_name(&self) -> &'static str {
-        match self {
-            Self::StableDiffusion(_) => STABLE_DIFFUSION,
-            Self::StableDiffusionImg2Img(_) => STABLE_DIFFUSION_IMG2IMG,
-            Self::StableDiffusionInpaint(_) => STABLE_DIFFUSION_INPAINT,
-            Self::Flux(_) => FLUX,
+/// The same components as a pipeline of class `class_name`, which is one of the same model.
+fn convert(pipe: DiffusionPipeline, class_name: &'static str) -> Result<DiffusionPipeline> {
+    use DiffusionPipeline as Pipe;
+    let sd: StableDiffusionPipeline = match pipe {
+        Pipe::StableDiffusion(pipe) => *pipe,
+        Pipe::StableDiffusionImg2Img(pipe) => (*pipe).into(),
+        Pipe::StableDiffusionInpaint(pipe) => (*pipe).into(),
+        Pipe::StableDiffusionXL(pipe) if class_name == SDXL => return Ok(Pipe::StableDiffusionXL(pipe)),
+        Pipe::StableDiffusionXL(pipe) => return Ok(StableDiffusionXLImg2ImgPipeline::from_pipe(*pipe).into()),
+        Pipe::StableDiffusionXLImg2Img(pipe) if class_name == SDXL => {
+            return Ok(StableDiffusionXLPipeline::from_pipe(*pipe).into());
         }
-    }
-
-    /// The noise schedule and its solver.
-    pub fn scheduler_mut(&mut self) -> &mut Box<dyn Scheduler> {
-        match self {
-            Self::StableDiffusion(pipe) => &mut pipe.scheduler,
-            Self::StableDiffusionImg2Img(pipe) => &mut pipe.scheduler,
-            Self::StableDiffusionInpaint(pipe) => &mut pipe.scheduler,
-            Self::Flux(pipe) => &mut pipe.scheduler,
-        }
-    }
-
-    /// Moves all models to a device, casts them to a dtype, or lays them out in a memory format.
-    ///
-    /// # Errors
-    /// As of the pipeline itself.
-    pub fn to(&mut self, target: impl Into<To>) -> Result<()> {
-        match self {
-            Self::StableDiffusion(pipe) => pipe.to(target),
-            Self::StableDiffusionImg2Img(pipe) => pipe.to(target),
-            Self::StableDiffusionInpaint(pipe) => pipe.to(target),
-            Self::Flux(pipe) => pipe.to(target),
-        }
-    }
-
-    /// Where the work is done: where the models lie, or where offloading takes them.
-    #[must_use]
-    pub fn device(&self) -> Device {
-        match self {
-            Self::StableDiffusion(pipe) => pipe.device(),
-            Self::StableDiffusionImg2Img(pipe) => pipe.device(),
-            Self::StableDiffusionInpaint(pipe) => pipe.device(),
-            Self::Flux(pipe) => pipe.device(),
-        }
-    }
-
-    /// What the models' weights take and how they lie, what the last call took, and what techniques save.
-    ///
-    /// # Errors
-    /// Only if libtorch itself fails.
-    pub fn memory_report(&self) -> Result<MemoryReport> {
-        match self {
-            Self::StableDiffusion(pipe) => pipe.memory_report(),
-            Self::StableDiffusionImg2Img(pipe) => pipe.memory_report(),
-            Self::StableDiffusionInpaint(pipe) => pipe.memory_report(),
-            Self::Flux(pipe) => pipe.memory_report(),
-        }
-    }
-
-    /// Writes the pipeline to `folder`, so that diffusers reads it back.
-    ///
-    /// # Errors
-    /// As of the pipeline itself.
-    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_with(folder, &SaveOptions::default())
-    }
-
-    /// As [`DiffusionPipeline::save_pretrained`], with a limit for the size of each file of weights, or a variant in their
-    /// names.
-    ///
-    /// # Errors
-    /// As of the pipeline itself.
-    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        match self {
-            Self::StableDiffusion(pipe) => pipe.save_pretrained_with(folder, options),
-            Self::StableDiffusionImg2Img(pipe) => pipe.save_pretrained_with(folder, options),
-            Self::StableDiffusionInpaint(pipe) => pipe.save_pretrained_with(folder, options),
-            Self::Flux(pipe) => pipe.save_pretrained_with(folder, options),
-        }
-    }
-
-    fn parts(&self) -> &dyn Parts {
-        match self {
-            Self::StableDiffusion(pipe) => pipe.as_ref(),
-            Self::StableDiffusionImg2Img(pipe) => &***pipe,
-            Self::StableDiffusionInpaint(pipe) => &***pipe,
-            Self::Flux(pipe) => pipe.as_ref(),
-        }
-    }
-
-    fn parts_mut(&mut self) -> &mut dyn Parts {
-        match self {
-            Self::StableDiffusion(pipe) => pipe.as_mut(),
-            Self::StableDiffusionImg2Img(pipe) => &mut ***pipe,
-            Self::StableDiffusionInpaint(pipe) => &mut ***pipe,
-            Self::Flux(pipe) => pipe.as_mut(),
-        }
-    }
-}
-
-impl Parts for DiffusionPipeline {
-    fn models(&self) -> Vec<PipelineModel> {
-        self.parts().models()
-    }
-
-    fn denoiser(&self, technique: &str) -> Result<PipelineModel> {
-        self.parts().denoiser(technique)
-    }
-
-    fn autoencoder(&self) -> &AutoencoderKL {
-        self.parts().autoencoder()
-    }
-
-    fn autoencoder_mut(&mut self) -> &mut AutoencoderKL {
-        self.parts_mut().autoencoder_mut()
-    }
-
-    fn model_offload(&self) -> Option<&ModelOffload> {
-        self.parts().model_offload()
-    }
-
-    fn model_offload_mut(&mut self) -> &mut Option<ModelOffload> {
-        self.parts_mut().model_offload_mut()
-    }
-}
-
-impl From<StableDiffusionPipeline> for DiffusionPipeline {
-    fn from(pipe: StableDiffusionPipeline) -> Self {
-        Self::StableDiffusion(Box::new(pipe))
-    }
-}
-
-impl From<FluxPipeline> for DiffusionPipeline {
-    fn from(pipe: FluxPipeline) -> Self {
-        Self::Flux(Box::new(pipe))
-    }
+        other => return Ok(other),
+    };
+    Ok(match class_name {
+        SD_IMG2IMG => StableDiffusionImg2ImgPipeline::from_pipe(sd).into(),
+        SD_INPAINT => StableDiffusionInpaintPipeline::from_pipe(sd).into(),
+        _ => sd.into(),
+    })
 }

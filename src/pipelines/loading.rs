@@ -3,10 +3,11 @@
 //! Mirrors `DiffusionPipeline.from_pretrained` of `diffusers/pipelines/pipeline_utils.py` at 0.42.1.
 
 use super::ModelIndex;
-use crate::configuration_utils::{ConfigMap, read_json};
+use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::hooks::GroupOffloading;
 use crate::loaders::{HubOptions, LoadOptions};
+use crate::models::unets::UNet;
 use crate::models::{ModelLoader, ModelMixin};
 use crate::schedulers::{SCHEDULER_CONFIG_NAME, Scheduler, scheduler_from_config};
 use crate::utils::progress::ProgressBarConfig;
@@ -140,6 +141,15 @@ impl Source {
     pub(super) fn scheduler(&self) -> Result<Box<dyn Scheduler>> {
         let path = self.folder.join("scheduler").join(SCHEDULER_CONFIG_NAME);
         scheduler_from_config(&read_json::<ConfigMap>(&path)?).map_err(|error| error.in_file(&path))
+    }
+
+    /// A UNet that was passed in, with the folder's configuration where it has none of its own.
+    pub(super) fn adopted(&self, mut unet: Box<dyn UNet>) -> Result<Box<dyn UNet>> {
+        let config = self.folder.join("unet/config.json");
+        if config.is_file() {
+            unet.adopt(&from_map(&read_json::<ConfigMap>(&config)?)?);
+        }
+        Ok(unet)
     }
 
     /// Reads the model `name`, one of `models` that share what offloading may pin.

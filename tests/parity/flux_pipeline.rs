@@ -7,7 +7,8 @@ use std::path::Path;
 use tch::Kind;
 use tch_diffusers::configuration_utils::read_json;
 use tch_diffusers::image_processor::{Images, OutputType};
-use tch_diffusers::pipelines::flux::{FluxCall, FluxPromptEmbeds};
+use tch_diffusers::pipelines::PooledPromptEmbeds;
+use tch_diffusers::pipelines::flux::FluxCall;
 use tch_diffusers::schedulers::scheduler_from_config;
 use tch_diffusers::utils::progress::ProgressBarConfig;
 use tch_diffusers::{FluxPipeline, KindExt};
@@ -45,7 +46,7 @@ fn with_arguments<'a>(mut it: FluxCall<'a>, arguments: &Value) -> FluxCall<'a> {
 fn draw(pipe: &mut FluxPipeline, case: &Path, arguments: &Value, output_type: OutputType) -> Images {
     let given = tensors(&case.join("expected.safetensors"));
     let tensor = |key: &str| given[key].shallow_clone();
-    let embeds = |of: &str| FluxPromptEmbeds {
+    let embeds = |of: &str| PooledPromptEmbeds {
         prompt_embeds: tensor(&format!("given_{of}prompt_embeds")),
         pooled_prompt_embeds: tensor(&format!("given_{of}pooled_prompt_embeds")),
     };

@@ -20,6 +20,7 @@ mod pipeline;
 mod resnet;
 mod safety;
 mod schedulers;
+mod sdxl_pipeline;
 mod shards;
 mod single_file;
 mod streams;

@@ -7,8 +7,8 @@ use tch::Device;
 use tch_diffusers::configuration_utils::{ConfigMap, from_map, read_json};
 use tch_diffusers::loaders::{Checkpoint, CheckpointReport, LoadOptions, SafetensorsHeader};
 use tch_diffusers::{
-    AutoencoderKL, CLIPTextModel, Error, FluxTransformer2DModel, ModelMixin, Result, StableDiffusionSafetyChecker,
-    T5EncoderModel, UNet2DConditionModel,
+    AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection, Error, FluxTransformer2DModel, ModelMixin, Result,
+    StableDiffusionSafetyChecker, T5EncoderModel, UNet2DConditionModel,
 };
 
 /// What is known of a component.
@@ -119,6 +119,7 @@ impl Component {
             UNet2DConditionModel::CLASS_NAME => compare::<UNet2DConditionModel>(folder, &files),
             AutoencoderKL::CLASS_NAME => compare::<AutoencoderKL>(folder, &files),
             CLIPTextModel::CLASS_NAME => compare::<CLIPTextModel>(folder, &files),
+            CLIPTextModelWithProjection::CLASS_NAME => compare::<CLIPTextModelWithProjection>(folder, &files),
             StableDiffusionSafetyChecker::CLASS_NAME => compare::<StableDiffusionSafetyChecker>(folder, &files),
             FluxTransformer2DModel::CLASS_NAME => compare::<FluxTransformer2DModel>(folder, &files),
             T5EncoderModel::CLASS_NAME => compare::<T5EncoderModel>(folder, &files),

@@ -7,17 +7,19 @@ mod attention;
 mod blocks;
 mod rotary;
 
+use super::FluxTransformer;
 use crate::configuration_utils::ConfigMap;
 use crate::error::{Error, Result};
-use crate::models::ModelMixin;
 use crate::models::normalization::AdaLayerNormContinuous;
 use crate::models::text_time_embeddings::CombinedTimestepTextProjEmbeddings;
+use crate::models::{ModelMixin, To};
 use crate::nn::{Linear, Module, Node, Scope};
 use crate::torch::NumberExt;
 use blocks::{FluxSingleTransformerBlock, FluxTransformerBlock};
 use rotary::Rotary;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use std::any::Any;
+use tch::{Device, Kind, Tensor};
 
 /// What a [`FluxTransformer2DModel`] is made with: the keys of its `config.json`. The defaults are diffusers'.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -205,6 +207,36 @@ impl FluxTransformer2DModel {
 impl Module for FluxTransformer2DModel {
     fn node(&self) -> &Node {
         &self.node
+    }
+}
+
+impl FluxTransformer for FluxTransformer2DModel {
+    fn config(&self) -> &FluxTransformer2DConfig {
+        &self.config
+    }
+
+    fn forward(&self, inputs: &FluxInputs<'_>) -> Result<Tensor> {
+        Self::forward(self, inputs)
+    }
+
+    fn dtype(&self) -> Kind {
+        self.node.dtype()
+    }
+
+    fn device(&self) -> Device {
+        self.node.execution_device()
+    }
+
+    fn move_to(&self, target: To) -> Result<()> {
+        ModelMixin::to(self, target)
+    }
+
+    fn tree(&self) -> Option<&Node> {
+        Some(&self.node)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 

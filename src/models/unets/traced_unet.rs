@@ -13,7 +13,8 @@ use tch::{Device, Kind, Tensor};
 
 /// A traced UNet: `torch.jit.trace` of diffusers' model in Python, or [`trace`](crate::models::trace) of this library's.
 ///
-/// It takes sample, timestep and text, in this order, and returns the prediction, bare or first in a tuple. What it cannot
+/// It takes sample, timestep and text, in this order, and of SDXL's kind `text_embeds` and `time_ids` as well, and returns the
+/// prediction, bare or first in a tuple. What it cannot
 /// know of itself, the configuration of a file made in Python, it takes over from the pipeline that it is put into.
 ///
 /// # Examples
@@ -29,6 +30,8 @@ pub struct TracedUNet {
     config: UNet2DConditionConfig,
     /// Whether `config` came with the file.
     own_config: bool,
+    /// Whether it takes SDXL's inputs.
+    takes_added: bool,
     /// What a frozen module computes in, and where, as its constants do not say it.
     place: (Kind, Device),
 }
@@ -61,12 +64,13 @@ impl TracedUNet {
     /// Takes a module that was traced in this process.
     ///
     /// # Errors
-    /// [`Error::Argument`] if it does not take three tensors.
+    /// [`Error::Argument`] if it takes neither three tensors nor five.
     pub fn new(module: TracedModule) -> Result<Self> {
         let inputs = module.num_inputs()?;
-        if inputs != 3 {
+        if inputs != 3 && inputs != 5 {
             return Err(Error::Argument(format!(
-                "a traced UNet takes sample, timestep and encoder_hidden_states, but this module takes {inputs} inputs"
+                "a traced UNet takes sample, timestep and encoder_hidden_states, and of SDXL's kind text_embeds and time_ids, \
+                 but this module takes {inputs} inputs"
             )));
         }
         let note: Option<Note> = match module.note() {
@@ -78,7 +82,7 @@ impl TracedUNet {
         let own_config = note.is_some();
         let config = note.map(|note| serde_json::from_value(note.config));
         let config = config.transpose().map_err(|error| Error::Config(error.to_string()))?.unwrap_or_default();
-        Ok(Self { module, config, own_config, place })
+        Ok(Self { module, config, own_config, takes_added: inputs == 5, place })
     }
 
     /// The module itself, to freeze it or to look at its parameters.
@@ -93,7 +97,7 @@ impl TracedUNet {
             ("timestep_cond", inputs.timestep_cond.is_some()),
             ("attention_mask", inputs.attention_mask.is_some()),
             ("encoder_attention_mask", inputs.encoder_attention_mask.is_some()),
-            ("added_cond_kwargs", inputs.added_cond.is_some()),
+            ("added_cond_kwargs", inputs.added_cond.is_some() && !self.takes_added),
             ("down_block_additional_residuals", inputs.down_block_additional_residuals.is_some()),
             ("mid_block_additional_residual", inputs.mid_block_additional_residual.is_some()),
         ];
@@ -126,7 +130,14 @@ impl UNet for TracedUNet {
             [1] => inputs.timestep.f_squeeze()?,
             _ => inputs.timestep.shallow_clone(),
         };
-        let outputs = self.module.forward(&[inputs.sample, &timestep, inputs.encoder_hidden_states])?;
+        let mut given = vec![inputs.sample, &timestep, inputs.encoder_hidden_states];
+        if let Some(added) = inputs.added_cond {
+            given.extend([added.text_embeds, added.time_ids]);
+        } else if self.takes_added {
+            let text = "this traced UNet is of SDXL's kind and needs `text_embeds` and `time_ids`";
+            return Err(Error::Argument(text.into()));
+        }
+        let outputs = self.module.forward(&given)?;
         outputs.into_iter().next().ok_or(Error::Arity { expected: 1, found: 0 })
     }
 

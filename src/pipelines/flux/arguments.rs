@@ -1,13 +1,14 @@
 //! The arguments of a call: what they may be, and what they come to.
 
 use super::denoise::Callback;
-use super::pipeline_flux::{FluxPipeline, FluxPromptEmbeds};
+use super::pipeline_flux::FluxPipeline;
 use crate::error::{Error, Result};
 use crate::image_processor::OutputType;
 use crate::nn::Module;
 use crate::pipelines::Prompt;
+use crate::pipelines::checks::{check_finite, check_images_per_prompt, check_pixels, check_run};
 use crate::pipelines::generators::Generators;
-use crate::pipelines::pipeline_utils::repeat_for_images;
+use crate::pipelines::two_prompts::{PooledPromptEmbeds, TwoPrompts};
 use tch::Tensor;
 
 /// Side of the pictures that FLUX.1 was trained on, in latents.
@@ -18,12 +19,7 @@ const LONGEST_PROMPT: usize = 512;
 
 /// What a call is told.
 pub(super) struct Arguments<'a> {
-    pub(super) prompt: Option<Prompt>,
-    pub(super) prompt_2: Option<Prompt>,
-    pub(super) negative_prompt: Option<Prompt>,
-    pub(super) negative_prompt_2: Option<Prompt>,
-    pub(super) embeds: Option<FluxPromptEmbeds>,
-    pub(super) negative_embeds: Option<FluxPromptEmbeds>,
+    pub(super) prompts: TwoPrompts,
     pub(super) true_cfg_scale: f64,
     pub(super) height: Option<i64>,
     pub(super) width: Option<i64>,
@@ -47,8 +43,8 @@ pub(super) struct Text {
 }
 
 impl Text {
-    fn new(pipe: &FluxPipeline, embeds: FluxPromptEmbeds) -> Result<Self> {
-        let FluxPromptEmbeds { prompt_embeds, pooled_prompt_embeds: pooled } = embeds;
+    fn new(pipe: &FluxPipeline, embeds: PooledPromptEmbeds) -> Result<Self> {
+        let PooledPromptEmbeds { prompt_embeds, pooled_prompt_embeds: pooled } = embeds;
         let (_, tokens, _) = prompt_embeds.size3()?;
         let ids = Tensor::f_zeros([tokens, 3], (pipe.text_encoder.node().dtype(), pipe.device()))?;
         Ok(Self { prompt_embeds, pooled, ids })
@@ -56,14 +52,9 @@ impl Text {
 }
 
 impl Arguments<'_> {
-    pub(super) fn new(prompt: Option<Prompt>, embeds: Option<FluxPromptEmbeds>) -> Self {
+    pub(super) fn new(prompt: Option<Prompt>, embeds: Option<PooledPromptEmbeds>) -> Self {
         Self {
-            prompt,
-            prompt_2: None,
-            negative_prompt: None,
-            negative_prompt_2: None,
-            embeds,
-            negative_embeds: None,
+            prompts: TwoPrompts::new(prompt, embeds),
             true_cfg_scale: 1.0,
             height: None,
             width: None,
@@ -79,23 +70,14 @@ impl Arguments<'_> {
         }
     }
 
-    /// How many prompts there are.
-    fn prompts(&self) -> i64 {
-        match (&self.prompt, &self.embeds) {
-            (Some(prompt), _) => prompt.texts().len() as i64,
-            (None, Some(embeds)) => embeds.prompt_embeds.size().first().copied().unwrap_or(0),
-            (None, None) => 0,
-        }
-    }
-
     /// How many pictures there will be.
     pub(super) fn pictures(&self) -> i64 {
-        self.prompts() * self.num_images_per_prompt
+        self.prompts.count().saturating_mul(self.num_images_per_prompt)
     }
 
     /// Whether there are two predictions a step.
     pub(super) fn does_true_cfg(&self) -> bool {
-        self.true_cfg_scale > 1.0 && (self.negative_prompt.is_some() || self.negative_embeds.is_some())
+        self.true_cfg_scale > 1.0 && (self.prompts.negative_prompt.is_some() || self.prompts.negative_embeds.is_some())
     }
 
     /// Height and width of the latents, which are even, once all arguments are seen to fit together.
@@ -117,78 +99,36 @@ impl Arguments<'_> {
             let asked = self.max_sequence_length;
             return refuse(format!("`max_sequence_length` cannot be greater than {LONGEST_PROMPT}, but is {asked}"));
         }
-        if self.num_images_per_prompt < 1 {
-            let images = self.num_images_per_prompt;
-            return refuse(format!("`num_images_per_prompt` has to be at least 1, but is {images}"));
-        }
-        self.check_prompts()?;
+        self.prompts.check(false)?;
+        check_images_per_prompt(self.num_images_per_prompt)?;
+        check_pixels(height, width, self.pictures())?;
+        check_finite(&[("guidance_scale", self.guidance_scale), ("true_cfg_scale", self.true_cfg_scale)])?;
+        check_run(self.num_inference_steps, None, self.sigmas.as_deref())?;
         Ok((2 * (height / unit), 2 * (width / unit)))
-    }
-
-    fn check_prompts(&self) -> Result<()> {
-        let refuse = |text: &str| Err(Error::Argument(text.into()));
-        if self.prompts() == 0 {
-            return refuse("there is no prompt");
-        }
-        if self.embeds.is_some() && self.prompt_2.is_some() {
-            return refuse("give either `prompt_2` or embeddings, not both");
-        }
-        if self.negative_embeds.is_some() && (self.negative_prompt.is_some() || self.negative_prompt_2.is_some()) {
-            return refuse("give either `negative_prompt` or its embeddings, not both");
-        }
-        let others = [
-            ("prompt_2", &self.prompt_2),
-            ("negative_prompt", &self.negative_prompt),
-            ("negative_prompt_2", &self.negative_prompt_2),
-        ];
-        for (name, prompt) in others {
-            let count = prompt.as_ref().map_or(self.prompts(), |prompt| prompt.texts().len() as i64);
-            if count != self.prompts() {
-                return refuse(&format!("there are {count} of `{name}` for {} prompts", self.prompts()));
-            }
-        }
-        if let (Some(embeds), Some(negative)) = (&self.embeds, &self.negative_embeds)
-            && embeds.prompt_embeds.size() != negative.prompt_embeds.size()
-        {
-            let (embeds, negative) = (embeds.prompt_embeds.size(), negative.prompt_embeds.size());
-            return refuse(&format!("`prompt_embeds` is {embeds:?}, but `negative_prompt_embeds` is {negative:?}"));
-        }
-        Ok(())
     }
 
     /// The prompts, and the negative ones where they count.
     pub(super) fn texts(&self, pipe: &FluxPipeline) -> Result<(Text, Option<Text>)> {
-        let text = self.text(pipe, [&self.prompt, &self.prompt_2], &self.embeds)?;
+        let prompts = &self.prompts;
+        let text = self.text(pipe, prompts.texts(), prompts.embeds.as_ref())?;
         if !self.does_true_cfg() {
             return Ok((text, None));
         }
-        let negative = [&self.negative_prompt, &self.negative_prompt_2];
-        Ok((text, Some(self.text(pipe, negative, &self.negative_embeds)?)))
+        let negative = self.text(pipe, prompts.negative_texts(), prompts.negative_embeds.as_ref())?;
+        Ok((text, Some(negative)))
     }
 
     fn text(
         &self,
         pipe: &FluxPipeline,
-        [prompt, prompt_2]: [&Option<Prompt>; 2],
-        embeds: &Option<FluxPromptEmbeds>,
+        texts: Option<(Vec<&str>, Vec<&str>)>,
+        embeds: Option<&PooledPromptEmbeds>,
     ) -> Result<Text> {
         let images = self.num_images_per_prompt;
-        let embeds = match (prompt, embeds) {
-            (Some(prompt), _) => {
-                let texts = prompt.texts();
-                // As in Python, an empty text stands for none.
-                let second = prompt_2.as_ref().filter(|second| **second != Prompt::One(String::new()));
-                let second = second.map_or_else(|| texts.clone(), Prompt::texts);
-                pipe.encode_prompt(&texts, &second, images, self.max_sequence_length)?
-            }
+        let embeds = match (texts, embeds) {
+            (Some((first, second)), _) => pipe.encode_prompt(&first, &second, images, self.max_sequence_length)?,
             // Differs from diffusers: there, embeddings are taken once, so that more pictures of each fail.
-            (None, Some(given)) => {
-                let repeated = |embeds: &Tensor| repeat_for_images(&embeds.f_to_device(pipe.device())?, images);
-                FluxPromptEmbeds {
-                    prompt_embeds: repeated(&given.prompt_embeds)?,
-                    pooled_prompt_embeds: repeated(&given.pooled_prompt_embeds)?,
-                }
-            }
+            (None, Some(given)) => given.on(pipe.device())?.repeated(images)?,
             (None, None) => return Err(Error::Argument("there is no prompt".into())),
         };
         Text::new(pipe, embeds)

@@ -3,13 +3,13 @@
 use super::arguments::Arguments;
 use super::denoise::{Denoise, FluxStepEnd};
 use super::latents::{image_ids, pack, shift_of, unpack};
-use super::pipeline_flux::{FluxPipeline, FluxPromptEmbeds};
+use super::pipeline_flux::FluxPipeline;
 use crate::error::{Error, Result};
 use crate::image_processor::{Images, OutputType};
-use crate::models::ModelMixin;
 use crate::nn::Module;
 use crate::pipelines::generators::{Generators, common_arguments};
 use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_PROMPT, Watch};
+use crate::pipelines::two_prompts::{PooledPromptEmbeds, two_prompts_arguments};
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::schedulers::{Timesteps, linspace};
 use crate::torch::{Generator, randn_tensor};
@@ -22,7 +22,9 @@ pub struct FluxPipelineOutput {
     pub images: Images,
 }
 
-/// A call of [`FluxPipeline`] under way; its methods are named as the arguments of `__call__`.
+/// A call of [`FluxPipeline`] under way; its methods are named as the arguments of `__call__`. The first text encoder is
+/// CLIP, which gives an embedding of the whole prompt, and the second one T5. Negative prompts count where
+/// [`FluxCall::true_cfg_scale`] is above 1.
 #[must_use = "nothing is drawn before `run`"]
 pub struct FluxCall<'a> {
     pipe: &'a mut FluxPipeline,
@@ -30,33 +32,11 @@ pub struct FluxCall<'a> {
 }
 
 impl<'a> FluxCall<'a> {
-    pub(super) fn new(pipe: &'a mut FluxPipeline, prompt: Option<Prompt>, embeds: Option<FluxPromptEmbeds>) -> Self {
+    pub(super) fn new(pipe: &'a mut FluxPipeline, prompt: Option<Prompt>, embeds: Option<PooledPromptEmbeds>) -> Self {
         Self { pipe, arguments: Arguments::new(prompt, embeds) }
     }
 
-    /// What T5 reads in place of the prompt: one text for one prompt, a list for a list.
-    pub fn prompt_2(mut self, prompt_2: impl Into<Prompt>) -> Self {
-        self.arguments.prompt_2 = Some(prompt_2.into());
-        self
-    }
-
-    /// What the picture should not show; counts where [`FluxCall::true_cfg_scale`] is above 1. None by default.
-    pub fn negative_prompt(mut self, negative_prompt: impl Into<Prompt>) -> Self {
-        self.arguments.negative_prompt = Some(negative_prompt.into());
-        self
-    }
-
-    /// What T5 reads in place of the negative prompt.
-    pub fn negative_prompt_2(mut self, negative_prompt_2: impl Into<Prompt>) -> Self {
-        self.arguments.negative_prompt_2 = Some(negative_prompt_2.into());
-        self
-    }
-
-    /// The negative prompts' embeddings, shaped like the prompts'.
-    pub fn negative_embeds(mut self, embeds: FluxPromptEmbeds) -> Self {
-        self.arguments.negative_embeds = Some(embeds);
-        self
-    }
+    two_prompts_arguments!();
 
     /// How much the prompt counts against the negative prompt, by a second prediction in each step; 1, the default, is
     /// without.

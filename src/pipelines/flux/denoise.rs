@@ -3,7 +3,6 @@
 use super::arguments::Text;
 use super::pipeline_flux::FluxPipeline;
 use crate::error::Result;
-use crate::models::ModelMixin;
 use crate::models::transformers::FluxInputs;
 use crate::schedulers::StepOptions;
 use crate::torch::Generator;

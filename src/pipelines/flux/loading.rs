@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
-use crate::models::transformers::FluxTransformer2DModel;
+use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel};
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -23,7 +23,7 @@ pub struct PassedFluxComponents {
     text_encoder_2: Option<T5EncoderModel>,
     tokenizer: Option<CLIPTokenizer>,
     tokenizer_2: Option<T5Tokenizer>,
-    transformer: Option<FluxTransformer2DModel>,
+    transformer: Option<Box<dyn FluxTransformer>>,
     scheduler: Option<Box<dyn Scheduler>>,
 }
 
@@ -59,8 +59,8 @@ impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
     }
 
     /// Uses this transformer.
-    pub fn transformer(mut self, transformer: FluxTransformer2DModel) -> Self {
-        self.passed.transformer = Some(transformer);
+    pub fn transformer(mut self, transformer: impl FluxTransformer + 'static) -> Self {
+        self.passed.transformer = Some(Box::new(transformer));
         self
     }
 
@@ -98,7 +98,10 @@ impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
         bar.inc(1);
         let text_encoder_2 = passed.text_encoder_2.map_or_else(|| source.model("text_encoder_2", MODELS), Ok)?;
         bar.inc(1);
-        let transformer = passed.transformer.map_or_else(|| source.model("transformer", MODELS), Ok)?;
+        let transformer = match passed.transformer {
+            Some(transformer) => transformer,
+            None => Box::new(source.model::<FluxTransformer2DModel>("transformer", MODELS)?),
+        };
         bar.inc(1);
         let vae = passed.vae.map_or_else(|| source.model("vae", MODELS), Ok)?;
         bar.finish_and_clear();

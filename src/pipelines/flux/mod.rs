@@ -11,4 +11,4 @@ pub use call::{FluxCall, FluxPipelineOutput};
 pub use denoise::FluxStepEnd;
 pub use latents::calculate_shift;
 pub use loading::{FluxLoader, PassedFluxComponents};
-pub use pipeline_flux::{FluxComponents, FluxPipeline, FluxPromptEmbeds};
+pub use pipeline_flux::{FluxComponents, FluxPipeline};

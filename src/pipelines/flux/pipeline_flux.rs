@@ -11,12 +11,12 @@ use crate::image_processor::VaeImageProcessor;
 use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
-use crate::models::transformers::FluxTransformer2DModel;
+use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel};
 use crate::models::{ModelMixin, To};
 use crate::nn::Module;
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::{model_index, repeat_for_images};
-use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, Prompt};
+use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, PooledPromptEmbeds, Prompt};
 use crate::schedulers::Scheduler;
 use crate::utils::progress::ProgressBarConfig;
 use std::path::Path;
@@ -38,19 +38,10 @@ pub struct FluxComponents {
     pub tokenizer: CLIPTokenizer,
     /// Text to token numbers for the second text encoder.
     pub tokenizer_2: T5Tokenizer,
-    /// Predicts the velocity of latents.
-    pub transformer: FluxTransformer2DModel,
+    /// Predicts the velocity of latents. Anything that implements [`FluxTransformer`] can take its place.
+    pub transformer: Box<dyn FluxTransformer>,
     /// The noise levels and their solver.
     pub scheduler: Box<dyn Scheduler>,
-}
-
-/// The embeddings of prompts.
-#[derive(Debug)]
-pub struct FluxPromptEmbeds {
-    /// An embedding for each token, `[batch, tokens, d_model]`.
-    pub prompt_embeds: Tensor,
-    /// One for the whole prompt, `[batch, hidden_size]`.
-    pub pooled_prompt_embeds: Tensor,
 }
 
 /// Text to picture with FLUX.1.
@@ -78,8 +69,8 @@ pub struct FluxPipeline {
     pub tokenizer: CLIPTokenizer,
     /// Text to token numbers for the second text encoder.
     pub tokenizer_2: T5Tokenizer,
-    /// Predicts the velocity of latents.
-    pub transformer: FluxTransformer2DModel,
+    /// Predicts the velocity of latents. Anything that implements [`FluxTransformer`] can take its place.
+    pub transformer: Box<dyn FluxTransformer>,
     /// The noise levels and their solver.
     pub scheduler: Box<dyn Scheduler>,
     /// How a call shows that it goes on.
@@ -123,13 +114,19 @@ impl FluxPipeline {
         }
     }
 
+    /// Puts another transformer in the place of this one, such as
+    /// [`TracedFluxTransformer`](crate::models::transformers::TracedFluxTransformer).
+    pub fn set_transformer(&mut self, transformer: impl FluxTransformer + 'static) {
+        self.transformer = Box::new(transformer);
+    }
+
     /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
     pub fn call(&mut self, prompt: impl Into<Prompt>) -> FluxCall<'_> {
         FluxCall::new(self, Some(prompt.into()), None)
     }
 
     /// As [`FluxPipeline::call`], with embeddings of the prompts in place of texts.
-    pub fn call_embeds(&mut self, embeds: FluxPromptEmbeds) -> FluxCall<'_> {
+    pub fn call_embeds(&mut self, embeds: PooledPromptEmbeds) -> FluxCall<'_> {
         FluxCall::new(self, None, Some(embeds))
     }
 
@@ -144,14 +141,14 @@ impl FluxPipeline {
         }
         self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
         self.text_encoder_2.to(target).map_err(|error| error.within("text_encoder_2"))?;
-        self.transformer.to(target).map_err(|error| error.within("transformer"))?;
+        self.transformer.move_to(target).map_err(|error| error.within("transformer"))?;
         self.vae.to(target).map_err(|error| error.within("vae"))
     }
 
     /// Where the work is done: where the models lie, or where offloading takes them.
     #[must_use]
     pub fn device(&self) -> Device {
-        self.transformer.node().execution_device()
+        self.transformer.device()
     }
 
     /// Pixels of the picture to one of the latents, each way.
@@ -172,7 +169,8 @@ impl FluxPipeline {
     /// Writes the pipeline to `folder`, so that diffusers reads it back.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
+    /// [`Error::Io`] if a file cannot be written; [`Error::Unsupported`] if the transformer is no
+    /// [`FluxTransformer2DModel`].
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_with(folder, &SaveOptions::default())
     }
@@ -183,6 +181,11 @@ impl FluxPipeline {
     /// As [`FluxPipeline::save_pretrained`]; [`Error::Argument`] for a variant that no file name can hold.
     pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let folder = folder.as_ref();
+        let transformer = self.transformer.as_any().downcast_ref::<FluxTransformer2DModel>().ok_or_else(|| {
+            Error::Unsupported(
+                "only a FluxTransformer2DModel can be saved; this pipeline has another transformer".into(),
+            )
+        })?;
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let index = model_index(
             Self::CLASS_NAME,
@@ -204,7 +207,7 @@ impl FluxPipeline {
         self.tokenizer_2.save_pretrained(folder.join("tokenizer_2"))?;
         self.text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
         self.text_encoder_2.save_pretrained_with(folder.join("text_encoder_2"), options)?;
-        self.transformer.save_pretrained_with(folder.join("transformer"), options)?;
+        transformer.save_pretrained_with(folder.join("transformer"), options)?;
         self.vae.save_pretrained_with(folder.join("vae"), options)
     }
 
@@ -220,10 +223,10 @@ impl FluxPipeline {
         prompts_2: &[&str],
         num_images_per_prompt: i64,
         max_sequence_length: usize,
-    ) -> Result<FluxPromptEmbeds> {
+    ) -> Result<PooledPromptEmbeds> {
         let pooled_prompt_embeds = repeat_for_images(&self.clip_embeds(prompts)?, num_images_per_prompt)?;
         let prompt_embeds = repeat_for_images(&self.t5_embeds(prompts_2, max_sequence_length)?, num_images_per_prompt)?;
-        Ok(FluxPromptEmbeds { prompt_embeds, pooled_prompt_embeds })
+        Ok(PooledPromptEmbeds { prompt_embeds, pooled_prompt_embeds })
     }
 
     fn clip_embeds(&self, prompts: &[&str]) -> Result<Tensor> {
@@ -254,16 +257,18 @@ impl FluxPipeline {
 
 impl Parts for FluxPipeline {
     fn models(&self) -> Vec<PipelineModel> {
-        vec![
-            PipelineModel::new("text_encoder", &self.text_encoder),
-            PipelineModel::new("text_encoder_2", &self.text_encoder_2),
-            PipelineModel::new("transformer", &self.transformer),
-            PipelineModel::new("vae", &self.vae),
-        ]
+        let tree = self.transformer.tree();
+        let transformer = tree.map(|tree| PipelineModel::of_node::<FluxTransformer2DModel>("transformer", tree));
+        let first = PipelineModel::new("text_encoder", &self.text_encoder);
+        let second = PipelineModel::new("text_encoder_2", &self.text_encoder_2);
+        let vae = PipelineModel::new("vae", &self.vae);
+        [Some(first), Some(second), transformer, Some(vae)].into_iter().flatten().collect()
     }
 
-    fn denoiser(&self, _: &str) -> Result<PipelineModel> {
-        Ok(PipelineModel::new("transformer", &self.transformer))
+    fn denoiser(&self, technique: &str) -> Result<PipelineModel> {
+        let refusal = || Error::Unsupported(format!("{technique} needs a transformer with modules; this one has none"));
+        let tree = self.transformer.tree().ok_or_else(refusal)?;
+        Ok(PipelineModel::of_node::<FluxTransformer2DModel>("transformer", tree))
     }
 
     fn autoencoder(&self) -> &AutoencoderKL {

@@ -7,13 +7,11 @@ use crate::configuration_utils::OneOrMany;
 use crate::error::{Error, Result};
 use crate::image_processor::OutputType;
 use crate::pipelines::Prompt;
+use crate::pipelines::checks::{check_finite, check_images_per_prompt, check_run, check_sides};
 use crate::pipelines::generators::Generators;
 use crate::pipelines::pipeline_utils::repeat_for_images;
 use crate::schedulers::{Scheduler, Timesteps};
 use tch::Tensor;
-
-/// The most pixels that a call's pictures may have together: beyond it no memory holds them, and numbers overflow.
-const MOST_PIXELS: i64 = 1 << 40;
 
 /// What a call is told.
 pub struct Arguments<'a> {
@@ -107,31 +105,18 @@ impl Arguments<'_> {
     /// Holds the arguments to what they may be. A side of the latents is one of the picture by `factor`.
     pub(super) fn check(&self, height: i64, width: i64, factor: i64) -> Result<()> {
         let refuse = |text: String| Err(Error::Argument(text));
-        // Differs from diffusers: there, 8 is enough for a VAE of more, whose pictures are smaller than asked for then.
-        let multiple = factor.max(8);
-        if height <= 0 || width <= 0 || height % multiple != 0 || width % multiple != 0 {
-            return refuse(format!(
-                "`height` and `width` have to be above 0 and divisible by {multiple}, but are {height} and {width}"
-            ));
-        }
         if self.prompts() == 0 {
             return refuse("there is no prompt".into());
         }
-        self.check_numbers()?;
-        if self.num_images_per_prompt < 1 {
-            return refuse(format!(
-                "`num_images_per_prompt` has to be at least 1, but is {}",
-                self.num_images_per_prompt
-            ));
-        }
-        let pixels = height.checked_mul(width).and_then(|pixels| pixels.checked_mul(self.pictures()));
-        if pixels.is_none_or(|pixels| pixels > MOST_PIXELS) {
-            return refuse(format!(
-                "{} pictures of {width}x{height} have more than {MOST_PIXELS} pixels: lower `height`, `width` or \
-                 `num_images_per_prompt`",
-                self.pictures()
-            ));
-        }
+        check_images_per_prompt(self.num_images_per_prompt)?;
+        // Differs from diffusers: there, 8 is enough for a VAE of more, whose pictures are smaller than asked for then.
+        check_sides(height, width, factor.max(8), self.pictures())?;
+        check_finite(&[
+            ("guidance_scale", self.guidance_scale),
+            ("guidance_rescale", self.guidance_rescale),
+            ("eta", self.eta),
+        ])?;
+        check_run(self.num_inference_steps, self.timesteps.as_deref(), self.sigmas.as_deref())?;
         if let Some(embeds) = self.prompt_embeds.as_ref().filter(|embeds| embeds.dim() != 3) {
             return refuse(format!("`prompt_embeds` is [batch, tokens, hidden_size], got {:?}", embeds.size()));
         }
@@ -153,27 +138,6 @@ impl Arguments<'_> {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Refuses numbers with which every pixel would be NaN, and no steps.
-    // Differs from diffusers: there, the picture is black then.
-    fn check_numbers(&self) -> Result<()> {
-        let numbers =
-            [("guidance_scale", self.guidance_scale), ("guidance_rescale", self.guidance_rescale), ("eta", self.eta)];
-        if let Some((name, number)) = numbers.into_iter().find(|(_, number)| !number.is_finite()) {
-            return Err(Error::Argument(format!("`{name}` has to be a finite number, but is {number}")));
-        }
-        let custom = [("timesteps", &self.timesteps), ("sigmas", &self.sigmas)];
-        let own = custom.into_iter().filter_map(|(name, own)| own.as_ref().map(|own| (name, own)));
-        for (name, own) in own.clone() {
-            if let Some(number) = own.iter().find(|number| !number.is_finite()) {
-                return Err(Error::Argument(format!("`{name}` has to hold finite numbers, but has {number}")));
-            }
-        }
-        if own.count() == 0 && self.num_inference_steps == 0 {
-            return Err(Error::Argument("`num_inference_steps` has to be at least 1, but is 0".into()));
-        }
-        Ok(())
     }
 
     /// What the UNet is given: the prompts' embeddings, and before them, with guidance, the negative prompts'.

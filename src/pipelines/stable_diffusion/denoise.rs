@@ -2,10 +2,10 @@
 
 use super::StableDiffusionPipeline;
 use super::conditioning::Conditioning;
-use super::guidance::{get_guidance_scale_embedding, guide, rescale_noise_cfg};
 use crate::error::{Error, Result};
 use crate::models::unets::UNetInputs;
 use crate::nn::Module;
+use crate::pipelines::guidance::{get_guidance_scale_embedding, guide, rescale_noise_cfg};
 use crate::schedulers::StepOptions;
 use crate::torch::Generator;
 use tch::{Kind, Tensor};

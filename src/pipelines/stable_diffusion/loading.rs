@@ -1,7 +1,6 @@
 //! `StableDiffusionPipeline::from_pretrained`.
 
 use super::{Components, StableDiffusionPipeline, StableDiffusionSafetyChecker};
-use crate::configuration_utils::{ConfigMap, from_map, read_json};
 use crate::error::{Error, Result};
 use crate::image_processor::CLIPImageProcessor;
 use crate::models::ModelMixin;
@@ -126,13 +125,7 @@ impl<P: FromComponents> PipelineLoader<P, PassedComponents> {
         let text_encoder = passed.text_encoder.map_or_else(|| source.model("text_encoder", MODELS), Ok)?;
         bar.inc(1);
         let unet = match passed.unet {
-            Some(mut unet) => {
-                let config = source.folder.join("unet/config.json");
-                if config.is_file() {
-                    unet.adopt(&from_map(&read_json::<ConfigMap>(&config)?)?);
-                }
-                unet
-            }
+            Some(unet) => source.adopted(unet)?,
             None => Box::new(source.model::<UNet2DConditionModel>("unet", MODELS)?),
         };
         bar.inc(1);

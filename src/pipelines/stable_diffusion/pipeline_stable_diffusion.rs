@@ -91,6 +91,9 @@ pub struct StableDiffusionPipeline {
 }
 
 impl StableDiffusionPipeline {
+    /// diffusers' name of the class.
+    pub const CLASS_NAME: &'static str = "StableDiffusionPipeline";
+
     /// Reads the pipeline that diffusers wrote to `folder`: `from_pretrained(folder).torch_dtype(Kind::Half).load()?`.
     /// Where there is no such folder, `owner/name` is a repository of the Hub: see
     /// [`HubOptions`](crate::loaders::HubOptions).
@@ -223,7 +226,7 @@ impl StableDiffusionPipeline {
     /// # Errors
     /// As [`StableDiffusionPipeline::save_pretrained`]; [`Error::Argument`] for a variant that no file name can hold.
     pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        self.save_as("StableDiffusionPipeline", folder.as_ref(), options)
+        self.save_as(Self::CLASS_NAME, folder.as_ref(), options)
     }
 
     /// Writes the components as those of a pipeline of class `class_name`.

@@ -7,13 +7,14 @@ use super::StableDiffusionPipeline;
 use super::arguments::Arguments;
 use super::call::StableDiffusionCall;
 use super::conditioning::Conditioning;
-use super::image_latents::check_count;
 use super::loading::{FromComponents, StableDiffusionLoader};
-use super::task::{Setting, Start, Task, check_strength};
+use super::task::{Setting, Start, Task};
 use crate::error::Result;
 use crate::image_processor::{ImageInput, PreprocessOptions};
 use crate::loaders::SaveOptions;
 use crate::pipelines::Prompt;
+use crate::pipelines::image_latents::{check_channels, check_count, is_latent, repeat, size_of};
+use crate::pipelines::strength::check_strength;
 use crate::torch::{Generator, randn_tensor};
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -37,6 +38,9 @@ use tch::Tensor;
 pub struct StableDiffusionImg2ImgPipeline(StableDiffusionPipeline);
 
 impl StableDiffusionImg2ImgPipeline {
+    /// diffusers' name of the class.
+    pub const CLASS_NAME: &'static str = "StableDiffusionImg2ImgPipeline";
+
     /// Reads the pipeline that diffusers wrote to `folder`, whichever of Stable Diffusion's it was.
     pub fn from_pretrained(folder: impl AsRef<Path>) -> StableDiffusionLoader<Self> {
         StableDiffusionLoader::new(folder.as_ref())
@@ -88,7 +92,7 @@ impl StableDiffusionImg2ImgPipeline {
     /// # Errors
     /// As [`StableDiffusionPipeline::save_pretrained_with`].
     pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        self.0.save_as("StableDiffusionImg2ImgPipeline", folder.as_ref(), options)
+        self.0.save_as(Self::CLASS_NAME, folder.as_ref(), options)
     }
 }
 
@@ -151,16 +155,12 @@ impl Task for ImageToImage {
     const ENCODES_IMAGE: bool = true;
 
     fn size(&self, pipe: &StableDiffusionPipeline, _arguments: &Arguments<'_>) -> Result<(i64, i64)> {
-        if pipe.is_latent(&self.image) {
-            let ((height, width), factor) = (self.image.size()?, pipe.vae_scale_factor());
-            return Ok((height * factor, width * factor));
-        }
-        pipe.image_processor.get_default_height_width(&self.image, None, None)
+        size_of(&pipe.image_processor, &self.image, pipe.vae_scale_factor())
     }
 
     fn check(&self, pipe: &StableDiffusionPipeline, arguments: &Arguments<'_>) -> Result<()> {
         check_strength(self.strength)?;
-        pipe.check_channels(&self.image)?;
+        check_channels(&pipe.vae, &self.image)?;
         check_count("image", self.image.count(), arguments.pictures())
     }
 
@@ -173,22 +173,15 @@ impl Task for ImageToImage {
         let image = pipe.image_processor.preprocess_with(&self.image, &PreprocessOptions::default())?;
         let image = image.f_to_device(setting.device)?.f_to_kind(setting.kind)?;
         let image_latents = match generators.len() {
-            _ if pipe.is_latent(&self.image) => image,
-            0 | 1 => pipe.encode_image(&image, generators)?,
+            _ if is_latent(&pipe.image_processor, &self.image) => image,
+            0 | 1 => setting.encode(&image, generators)?,
             // Each picture's latents are drawn by its own generator.
-            _ if self.image.count() < pictures => pipe.encode_image(&repeat(&image, pictures)?, generators)?,
-            _ => pipe.encode_image(&image, generators)?,
+            _ if self.image.count() < pictures => setting.encode(&repeat(&image, pictures)?, generators)?,
+            _ => setting.encode(&image, generators)?,
         };
         let image_latents = repeat(&image_latents, pictures)?;
         let noise = randn_tensor(&image_latents.size(), generators, setting.kind, setting.device)?;
         let latents = setting.add_noise(&image_latents, &noise)?;
         Ok(Start { latents, conditioning: Conditioning::None })
     }
-}
-
-/// The batch, several times over, until there is one for each picture.
-fn repeat(batch: &Tensor, pictures: i64) -> Result<Tensor> {
-    let given = batch.size().first().copied().unwrap_or(1).max(1);
-    let copies = vec![batch; (pictures / given).max(1) as usize];
-    Ok(Tensor::f_cat(&copies, 0)?)
 }

@@ -8,15 +8,16 @@ use super::StableDiffusionPipeline;
 use super::arguments::Arguments;
 use super::call::StableDiffusionCall;
 use super::conditioning::Conditioning;
-use super::image_latents::check_count;
 use super::loading::{FromComponents, StableDiffusionLoader};
-use super::task::{Setting, Start, TakesSize, Task, check_strength};
+use super::task::{Setting, Start, TakesSize, Task};
 use crate::error::{Error, Result};
 use crate::image_processor::{
     CropRegion, ImageInput, Images, OutputType, PreprocessOptions, ResizeMode, VaeImageProcessor, interpolate,
 };
 use crate::loaders::SaveOptions;
 use crate::pipelines::Prompt;
+use crate::pipelines::image_latents::{check_channels, check_count, is_latent};
+use crate::pipelines::strength::check_strength;
 use crate::torch::{Generator, NumberExt, randn_tensor};
 use image::DynamicImage;
 use std::ops::{Deref, DerefMut};
@@ -42,6 +43,9 @@ use tch::{Kind, Tensor};
 pub struct StableDiffusionInpaintPipeline(StableDiffusionPipeline);
 
 impl StableDiffusionInpaintPipeline {
+    /// diffusers' name of the class.
+    pub const CLASS_NAME: &'static str = "StableDiffusionInpaintPipeline";
+
     /// Reads the pipeline that diffusers wrote to `folder`, whichever of Stable Diffusion's it was.
     pub fn from_pretrained(folder: impl AsRef<Path>) -> StableDiffusionLoader<Self> {
         StableDiffusionLoader::new(folder.as_ref())
@@ -101,7 +105,7 @@ impl StableDiffusionInpaintPipeline {
     /// # Errors
     /// As [`StableDiffusionPipeline::save_pretrained_with`].
     pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        self.0.save_as("StableDiffusionInpaintPipeline", folder.as_ref(), options)
+        self.0.save_as(Self::CLASS_NAME, folder.as_ref(), options)
     }
 }
 
@@ -240,13 +244,13 @@ impl Task for Inpainting {
         if images != masks && images != 1 && masks != 1 {
             return Err(Error::Argument(format!("there are {masks} masks for {images} pictures")));
         }
-        if pipe.is_latent(&self.image) && self.masked_image_latents.is_none() {
+        if is_latent(&pipe.image_processor, &self.image) && self.masked_image_latents.is_none() {
             let text = "a picture that is given as latents cannot be masked: give `masked_image_latents` as well";
             return Err(Error::Argument(text.into()));
         }
         match self.padding_mask_crop {
             Some(_) => self.check_padding(arguments),
-            None => pipe.check_channels(&self.image),
+            None => check_channels(&pipe.vae, &self.image),
         }
     }
 
@@ -312,9 +316,9 @@ impl Inpainting {
     /// The latents of the whole picture, one for each that is drawn.
     fn image_latents(&self, setting: &Setting<'_>, image: &Tensor, generators: &mut [Generator]) -> Result<Tensor> {
         let image = image.f_to_device(setting.device)?.f_to_kind(setting.kind)?;
-        let latents = match setting.pipe.is_latent(&self.image) {
+        let latents = match is_latent(&setting.pipe.image_processor, &self.image) {
             true => image,
-            false => setting.pipe.encode_image(&image, generators)?,
+            false => setting.encode(&image, generators)?,
         };
         repeat(&latents, setting.pictures)
     }
@@ -334,7 +338,7 @@ impl Inpainting {
         let masked = masked.f_to_device(setting.device)?.f_to_kind(setting.kind)?;
         match masked.size4()?.1 == setting.pipe.image_processor.vae_latent_channels {
             true => Ok(masked),
-            false => setting.pipe.encode_image(&masked, generators),
+            false => setting.encode(&masked, generators),
         }
     }
 

@@ -3,10 +3,11 @@
 use super::StableDiffusionPipeline;
 use super::arguments::Arguments;
 use super::conditioning::Conditioning;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image_processor::Images;
-use crate::schedulers::Scheduler;
-use crate::torch::{Generator, KindExt, NumberExt, randn_tensor};
+use crate::pipelines::checks::check_latents;
+use crate::pipelines::image_latents::sample_latents;
+use crate::torch::{Generator, NumberExt, randn_tensor};
 use std::fmt::Debug;
 use tch::{Device, Kind, Tensor};
 
@@ -24,7 +25,7 @@ pub trait Task: Debug {
     /// Holds the task's own arguments to what they may be, before anything is computed.
     ///
     /// # Errors
-    /// [`Error::Argument`] or [`Error::Unsupported`], saying what does not fit.
+    /// [`Error::Argument`](crate::Error::Argument) or [`Error::Unsupported`](crate::Error::Unsupported), saying what does not fit.
     fn check(&self, pipe: &StableDiffusionPipeline, arguments: &Arguments<'_>) -> Result<()> {
         let _ = (pipe, arguments);
         Ok(())
@@ -74,22 +75,17 @@ impl Setting<'_> {
     pub(super) fn noise(&self, channels: i64, generators: &mut [Generator]) -> Result<Tensor> {
         let factor = self.pipe.vae_scale_factor();
         let shape = [self.pictures, channels, self.height / factor, self.width / factor];
-        match self.latents {
-            None => randn_tensor(&shape, generators, self.kind, self.device),
-            // Differs from diffusers: there, latents of another height or width are drawn in their own.
-            Some(latents) if latents.size() != shape => Err(Error::Argument(format!(
-                "`latents` has to be {shape:?} for {} pictures of {}x{}, but is {:?}",
-                self.pictures,
-                self.width,
-                self.height,
-                latents.size()
-            ))),
-            Some(latents) if !latents.f_kind()?.is_floating_point() => Err(Error::Argument(format!(
-                "`latents` has to be of a floating-point dtype, but is {}",
-                latents.f_kind()?.torch_name()
-            ))),
-            Some(latents) => Ok(latents.f_to_device(self.device)?),
-        }
+        let Some(latents) = self.latents else {
+            return randn_tensor(&shape, generators, self.kind, self.device);
+        };
+        check_latents(latents, &shape, self.height, self.width, self.pictures)?;
+        Ok(latents.f_to_device(self.device)?)
+    }
+
+    /// Latents of pictures with values in [-1, 1], as the UNet knows them: see [`sample_latents`].
+    pub(super) fn encode(&self, image: &Tensor, generators: &mut [Generator]) -> Result<Tensor> {
+        let vae = &self.pipe.vae;
+        sample_latents(vae, image, generators)?.times(vae.config().scaling_factor)
     }
 
     /// `image` with noise as it is at the first timestep.
@@ -125,26 +121,3 @@ impl Task for TextToImage {
 }
 
 impl TakesSize for TextToImage {}
-
-/// Starts a run of `steps` where `strength` of it remains, and says at which of its timesteps: diffusers' `get_timesteps`.
-pub(super) fn begin(scheduler: &mut dyn Scheduler, steps: usize, strength: Option<f64>) -> Result<usize> {
-    let Some(strength) = strength else { return Ok(0) };
-    let kept = ((steps as f64 * strength) as usize).min(steps);
-    // Differs from diffusers: there, image-to-image without a step fails where it adds noise.
-    if kept == 0 {
-        return Err(Error::Argument(format!(
-            "a strength of {strength} leaves none of {steps} steps: raise `strength` or `num_inference_steps`"
-        )));
-    }
-    let first = (steps - kept) * scheduler.order();
-    scheduler.set_begin_index(first);
-    Ok(first)
-}
-
-/// Holds a strength to what it may be.
-pub(super) fn check_strength(strength: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&strength) {
-        return Ok(());
-    }
-    Err(Error::Argument(format!("`strength` has to be between 0 and 1, but is {strength}")))
-}

@@ -144,8 +144,10 @@ fn text_time(
     added: &AddedCond<'_>,
     emb: &Tensor,
 ) -> Result<Tensor> {
-    let (batch, _) = added.text_embeds.size2()?;
-    let sizes = time_proj.forward(&added.time_ids.f_flatten(0, -1)?)?.f_reshape([batch, -1])?;
+    let (_, numbers) = added.time_ids.size2()?;
+    let sizes = time_proj.forward(&added.time_ids.f_flatten(0, -1)?)?;
+    // One row for each item, without reading how many there are: a number would be fixed for good in a trace.
+    let sizes = sizes.f_reshape([-1, numbers * sizes.size2()?.1])?;
     embedding.forward(&cast(&Tensor::f_cat(&[added.text_embeds, &sizes], -1)?, emb)?, None)
 }
 

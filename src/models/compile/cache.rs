@@ -68,7 +68,8 @@ pub fn clear_cache(folder: &Path) -> Result<usize> {
 }
 
 /// A package of `folder` for `model`: of its class, configuration, dtype and device, made for this libtorch and this
-/// processor with as many threads as there are here, whole or of blocks, and for any size where `options` say so.
+/// processor with as many threads as there are here, whole or of blocks, and for any size where `options` say so. One for
+/// any size comes before those for one, of which the size that will be asked for is not known yet.
 pub(super) fn find<M: ModelMixin>(
     model: &M,
     options: &CompileOptions,
@@ -85,5 +86,7 @@ pub(super) fn find<M: ModelMixin>(
             && (options.dynamic != Some(true) || terms.all(|terms| !terms.dimensions.is_empty()))
             && check_architecture(model, contract).is_ok()
     };
-    Ok(cache_entries(folder)?.into_iter().filter_map(|entry| entry.package.ok()).find(fits))
+    let is_static = |package: &AotiPackage| package.contract().models.values().any(|terms| terms.dimensions.is_empty());
+    let entries = cache_entries(folder)?.into_iter().filter_map(|entry| entry.package.ok());
+    Ok(entries.filter(fits).min_by_key(is_static))
 }

@@ -188,6 +188,14 @@ impl CompiledUNet {
     }
 }
 
+/// The UNet of a pipeline, compiled over the weights that it has.
+pub(crate) fn compile_shared(unet: &dyn UNet, options: &CompileOptions) -> Result<Box<dyn UNet>> {
+    let model = unet.model().ok_or_else(|| {
+        Error::Unsupported("only a UNet2DConditionModel can be compiled; this pipeline has another UNet".into())
+    })?;
+    Ok(Box::new(ModelMixin::share(model)?.compile(options)?))
+}
+
 const RESIDUAL: &str = "down_block_additional_residual.";
 
 /// The inputs that are given, by name.

@@ -6,6 +6,7 @@ mod unet_2d_blocks;
 mod unet_2d_condition;
 
 pub use compiled_unet::CompiledUNet;
+pub(crate) use compiled_unet::compile_shared;
 pub use traced_unet::TracedUNet;
 pub use unet_2d_blocks::{
     BlockConfig, Conditioning, CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, TransformerConfig,

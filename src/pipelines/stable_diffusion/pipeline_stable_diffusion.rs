@@ -16,7 +16,7 @@ use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::compile::CompileOptions;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
-use crate::models::unets::{UNet, UNet2DConditionModel};
+use crate::models::unets::{UNet, UNet2DConditionModel, compile_shared};
 use crate::models::{ModelMixin, To};
 use crate::pipelines::Prompt;
 use crate::pipelines::pipeline_mixin::refuse_to_move;
@@ -160,11 +160,7 @@ impl StableDiffusionPipeline {
     /// As there; [`Error::Unsupported`] for a UNet that is no [`UNet2DConditionModel`], [`Error::Argument`] while offloading,
     /// layerwise casting or a hook is on: compile first.
     pub fn compile_unet(&mut self, options: &CompileOptions) -> Result<()> {
-        let unet = self.unet.model().ok_or_else(|| {
-            Error::Unsupported("only a UNet2DConditionModel can be compiled; this pipeline has another UNet".into())
-        })?;
-        let compiled = ModelMixin::share(unet).and_then(|unet| unet.compile(options));
-        self.unet = Box::new(compiled.map_err(|error| error.within("unet"))?);
+        self.unet = compile_shared(&*self.unet, options).map_err(|error| error.within("unet"))?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Stable Diffusion XL's pipelines: techniques, parts left out, hand-over to the refiner, and what is refused.
 
 use crate::support::{generated, json, record};
+use serde_json::Value;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
@@ -39,7 +40,7 @@ fn refiner() -> StableDiffusionXLImg2ImgPipeline {
 }
 
 fn asked(pipe: &mut StableDiffusionXLPipeline) -> StableDiffusionXLCall<'_> {
-    let call = pipe.call(["a red circle", "dog"]).height(64).width(72).num_inference_steps(2);
+    let call = pipe.call(["a red circle", "dog"]).height(64).width(80).num_inference_steps(2);
     call.seed(1).output_type(OutputType::Tensor)
 }
 
@@ -104,7 +105,7 @@ fn techniques_that_only_regroup_the_work_stay_close() {
     pipe.fuse_qkv_projections(true, true).unwrap();
     record("sdxl techniques", "sdxl", "fused projections", difference(&mut pipe), 2e-6);
     pipe.unfuse_qkv_projections(true, true).unwrap();
-    for (backend, bound) in [("native", 0.0), ("_native_math", 2e-6)] {
+    for (backend, bound) in [("native", 0.0), ("_native_math", 5e-6)] {
         pipe.set_attention_backend(backend.parse::<AttentionBackend>().unwrap()).unwrap();
         record("sdxl techniques", "sdxl", &format!("attention backend {backend}"), difference(&mut pipe), bound);
     }
@@ -134,7 +135,7 @@ fn text_encoders_can_be_left_out_where_embeddings_are_given() {
     let mut bare = loader.tokenizer(None).tokenizer_2(None).load().unwrap();
     bare.progress_bar.disable = true;
     assert_eq!(bare.models().len(), 2);
-    let call = bare.call_embeds(embeds).height(64).width(72).num_inference_steps(2).seed(1);
+    let call = bare.call_embeds(embeds).height(64).width(80).num_inference_steps(2).seed(1);
     assert_eq!(call.output_type(OutputType::Tensor).run().unwrap().images.into_tensor().unwrap(), plain);
     let error = bare.call("a red circle").run().unwrap_err();
     assert!(matches!(&error, Error::Argument(text) if text.contains("no `text_encoder_2`")), "{error}");
@@ -144,6 +145,17 @@ fn text_encoders_can_be_left_out_where_embeddings_are_given() {
     assert!(again.text_encoder.is_none() && again.text_encoder_2.is_none());
 }
 
+/// Whether two files say the same; 1 is 1.0 there.
+fn is_same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Object(one), Value::Object(other)) => {
+            one.len() == other.len() && one.iter().all(|(key, it)| other.get(key).is_some_and(|that| is_same(it, that)))
+        }
+        (Value::Number(one), Value::Number(other)) => one.as_f64() == other.as_f64(),
+        _ => one == other,
+    }
+}
+
 #[test]
 fn saved_pipelines_are_as_diffusers_has_them() {
     for model in ["sdxl", "refiner"] {
@@ -151,7 +163,7 @@ fn saved_pipelines_are_as_diffusers_has_them() {
         let pipe = DiffusionPipeline::from_pretrained(folder(model)).load().unwrap();
         pipe.save_pretrained(saved.path()).unwrap();
         for file in ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json"] {
-            assert_eq!(json(&saved.path().join(file)), json(&folder(model).join(file)), "{model}: {file}");
+            assert!(is_same(&json(&saved.path().join(file)), &json(&folder(model).join(file))), "{model}: {file}");
         }
         let again = DiffusionPipeline::from_pretrained(saved.path()).load().unwrap();
         assert_eq!(again.class_name(), pipe.class_name());
@@ -196,7 +208,7 @@ fn a_callback_sees_each_step_changes_latents_and_interrupts() {
     let latents = call.run().unwrap().images.into_tensor().unwrap();
     assert_eq!(latents.f_abs().unwrap().max().double_value(&[]), 0.0);
     assert_eq!(steps.len(), 3);
-    assert_eq!(steps[2], (2, vec![2, 4, 8, 9], vec![4, 77, 72], vec![4, 6]));
+    assert_eq!(steps[2], (2, vec![2, 4, 8, 10], vec![4, 77, 72], vec![4, 6]));
     let call = asked(&mut pipe).callback_on_step_end(|_| Err(Error::Argument("enough".into())));
     assert_eq!(call.run().unwrap_err().to_string(), "enough");
     drop(draw(&mut pipe));
@@ -207,7 +219,7 @@ fn arguments_that_do_not_fit_are_refused_with_the_reason() {
     let mut pipe = load();
     let mut refused = |change: &dyn Fn(StableDiffusionXLCall<'_>) -> StableDiffusionXLCall<'_>, part: &str| {
         let error = change(asked(&mut pipe)).run().unwrap_err();
-        assert!(matches!(error, Error::Argument(_)) && error.to_string().contains(part), "{error}");
+        assert!(matches!(error.kind(), Error::Argument(_)) && error.to_string().contains(part), "{error}");
     };
     refused(&|call| call.height(63), "divisible by 8");
     refused(&|call| call.width(0), "above 0");
@@ -217,8 +229,8 @@ fn arguments_that_do_not_fit_are_refused_with_the_reason() {
     refused(&|call| call.num_inference_steps(0), "`num_inference_steps`");
     refused(&|call| call.prompt_2("one"), "1 of `prompt_2` for 2 prompts");
     refused(&|call| call.negative_prompt(["a"]), "1 of `negative_prompt` for 2 prompts");
-    refused(&|call| call.clip_skip(9), "`text_encoder");
-    refused(&|call| call.latents(Tensor::zeros([2, 4, 9, 9], (Kind::Float, Device::Cpu))), "[2, 4, 8, 9]");
+    refused(&|call| call.clip_skip(9), "`clip_skip` is 10");
+    refused(&|call| call.latents(Tensor::zeros([2, 4, 9, 9], (Kind::Float, Device::Cpu))), "[2, 4, 8, 10]");
     let embeds = || PooledPromptEmbeds {
         prompt_embeds: Tensor::zeros([1, 77, 72], (Kind::Float, Device::Cpu)),
         pooled_prompt_embeds: Tensor::zeros([2, 24], (Kind::Float, Device::Cpu)),
@@ -245,7 +257,7 @@ fn a_traced_unet_takes_sizes_and_pooled_text_and_any_batch() {
         let traced = trace(&unet, &unet.example_inputs(2, [8, 8]).unwrap()).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         traced.save(file.path()).unwrap();
-        let picture = image::RgbImage::from_fn(64, 72, |x, y| image::Rgb([x as u8, y as u8, 90]));
+        let picture = image::RgbImage::from_fn(64, 80, |x, y| image::Rgb([x as u8, y as u8, 90]));
         let draw = |pipe: StableDiffusionXLPipeline| {
             let mut drawn = vec![];
             let mut pipe = pipe;

@@ -16,6 +16,7 @@ use tch_diffusers::models::unets::{AddedCond, UNetInputs};
 use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, transformers, unets};
 use tch_diffusers::nn::{self, RandomWeights, Weights};
 use tch_diffusers::pipelines::stable_diffusion;
+use tch_diffusers::torch::InferenceScope;
 use tch_diffusers::{Error, Result};
 
 /// A model that runs one forward at a time: hooks move and cast its weights.
@@ -34,6 +35,13 @@ impl<M: ModelMixin + Send> Turns<M> {
     fn lock(&self) -> MutexGuard<'_, M> {
         // A model whose forward panicked is whole: forwards change no field of it.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what a forward does.
+    fn run<R>(&self, forward: impl FnOnce(&M) -> Result<R>) -> Result<R> {
+        let model = self.lock();
+        let _scope = InferenceScope::enter();
+        forward(&model)
     }
 
     fn node(&self) -> Node {
@@ -220,7 +228,7 @@ model_class!(
             let down = conditions.down_block_additional_residuals.map(tensors);
             let mid = bare(conditions.mid_block_additional_residual);
             let forward = move || {
-                self.0.lock().forward(&UNetInputs {
+                let inputs = UNetInputs {
                     class_labels: class_labels.as_ref(),
                     timestep_cond: timestep_cond.as_ref(),
                     attention_mask: attention_mask.as_ref(),
@@ -229,7 +237,8 @@ model_class!(
                     down_block_additional_residuals: down.as_deref(),
                     mid_block_additional_residual: mid.as_ref(),
                     ..UNetInputs::new(&sample, &timestep, &text)
-                })
+                };
+                self.0.run(|unet| unet.forward(&inputs))
             };
             py.detach(forward).or_raise().map(PyTensor)
         }
@@ -243,14 +252,14 @@ model_class!(
         /// Encodes pictures.
         fn encode(&self, py: Python<'_>, x: PyTensor) -> PyResult<DiagonalGaussianDistribution> {
             let x = x.0;
-            let distribution = py.detach(move || self.0.lock().encode(&x)).or_raise()?;
+            let distribution = py.detach(move || self.0.run(|vae| vae.encode(&x))).or_raise()?;
             Ok(DiagonalGaussianDistribution(Mutex::new(distribution)))
         }
 
         /// Decodes latents.
         fn decode(&self, py: Python<'_>, z: PyTensor) -> PyResult<PyTensor> {
             let z = z.0;
-            py.detach(move || self.0.lock().decode(&z)).or_raise().map(PyTensor)
+            py.detach(move || self.0.run(|vae| vae.decode(&z))).or_raise().map(PyTensor)
         }
 
         /// Whether the items of a batch go one at a time.
@@ -314,7 +323,7 @@ model_class!(
             output_hidden_states: bool,
         ) -> PyResult<(PyTensor, PyTensor, Option<Vec<PyTensor>>)> {
             let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
-            let forward = move || self.0.lock().forward(&ids, mask.as_ref(), output_hidden_states);
+            let forward = move || self.0.run(|model| model.forward(&ids, mask.as_ref(), output_hidden_states));
             let output = py.detach(forward).or_raise()?;
             let hidden_states = output.hidden_states.map(|states| states.into_iter().map(PyTensor).collect());
             Ok((PyTensor(output.last_hidden_state), PyTensor(output.pooler_output), hidden_states))
@@ -330,7 +339,7 @@ model_class!(
             clip_skip: usize,
         ) -> PyResult<PyTensor> {
             let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
-            py.detach(move || self.0.lock().clip_skip(&ids, mask.as_ref(), clip_skip)).or_raise().map(PyTensor)
+            py.detach(move || self.0.run(|model| model.clip_skip(&ids, mask.as_ref(), clip_skip))).or_raise().map(PyTensor)
         }
     }
 );
@@ -342,7 +351,7 @@ model_class!(
         /// Whether each picture shows what it should not.
         fn check(&self, py: Python<'_>, clip_input: PyTensor) -> PyResult<Vec<bool>> {
             let clip_input = clip_input.0;
-            let scores = py.detach(move || self.0.lock().scores(&clip_input)).or_raise()?;
+            let scores = py.detach(move || self.0.run(|checker| checker.scores(&clip_input))).or_raise()?;
             Ok(scores.iter().map(stable_diffusion::SafetyScores::has_nsfw_concept).collect())
         }
     }
@@ -357,7 +366,7 @@ model_class!(
         #[pyo3(signature = (input_ids, attention_mask=None))]
         fn forward(&self, py: Python<'_>, input_ids: PyTensor, attention_mask: Option<PyTensor>) -> PyResult<PyTensor> {
             let (ids, mask) = (input_ids.0, attention_mask.map(|PyTensor(mask)| mask));
-            py.detach(move || self.0.lock().forward(&ids, mask.as_ref())).or_raise().map(PyTensor)
+            py.detach(move || self.0.run(|model| model.forward(&ids, mask.as_ref()))).or_raise().map(PyTensor)
         }
     }
 );
@@ -393,7 +402,7 @@ model_class!(
             .map(|PyTensor(tensor)| tensor);
             let guidance = inputs.guidance.map(|PyTensor(guidance)| guidance);
             let forward = move || {
-                self.0.lock().forward(&FluxInputs {
+                let inputs = FluxInputs {
                     hidden_states: &hidden_states,
                     encoder_hidden_states: &encoder_hidden_states,
                     pooled_projections: &pooled_projections,
@@ -401,7 +410,8 @@ model_class!(
                     img_ids: &img_ids,
                     txt_ids: &txt_ids,
                     guidance: guidance.as_ref(),
-                })
+                };
+                self.0.run(|transformer| transformer.forward(&inputs))
             };
             py.detach(forward).or_raise().map(PyTensor)
         }

@@ -8,7 +8,12 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 use tch_diffusers::models::{Traceable, VaeDecoder, trace};
-use tch_diffusers::{AutoencoderKL, CLIPTextModel, DeviceExt, Error, KindExt, ModelMixin, UNet2DConditionModel};
+use tch_diffusers::{
+    AutoencoderKL, CLIPTextModel, DeviceExt, Error, FluxTransformer2DModel, KindExt, ModelMixin, UNet2DConditionModel,
+};
+
+/// Side of the latents that FLUX.1, whose transformer does not say, was trained on.
+const FLUX_SAMPLE_SIZE: i64 = 128;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,6 +67,7 @@ pub(crate) struct Trace {
 #[value(rename_all = "snake_case")]
 enum Component {
     Unet,
+    Transformer,
     TextEncoder,
     VaeDecoder,
 }
@@ -72,6 +78,9 @@ impl Trace {
             model_folder(&self.model, self.revision.as_deref(), self.variant.as_deref(), &["safety_checker"], false)?;
         match self.component {
             Component::Unet => self.write(&self.load::<UNet2DConditionModel>(&folder, "unet")?, &folder, 2),
+            Component::Transformer => {
+                self.write(&self.load::<FluxTransformer2DModel>(&folder, "transformer")?, &folder, 1)
+            }
             Component::TextEncoder => self.write(&self.load::<CLIPTextModel>(&folder, "text_encoder")?, &folder, 1),
             Component::VaeDecoder => {
                 let vae = self.load::<AutoencoderKL>(&folder, "vae")?;
@@ -104,7 +113,8 @@ impl Trace {
     /// Height and width of the latents.
     fn latents(&self, folder: &Path) -> anyhow::Result<[i64; 2]> {
         let vae: serde_json::Value = read(&folder.join("vae/config.json"))?;
-        let unet: serde_json::Value = read(&folder.join("unet/config.json"))?;
+        let unet = folder.join("unet/config.json");
+        let unet = if unet.is_file() { read(&unet)? } else { serde_json::json!({"sample_size": FLUX_SAMPLE_SIZE}) };
         let blocks = vae["block_out_channels"].as_array().map_or(4, Vec::len);
         let factor = 1 << blocks.saturating_sub(1);
         let sides = match &unet["sample_size"] {

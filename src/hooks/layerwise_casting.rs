@@ -228,7 +228,7 @@ fn largest_of(kind: Kind) -> f64 {
 ///
 /// It holds the weights' slots from the moment it is attached, so that a forward looks nothing up.
 #[derive(Debug)]
-struct LayerwiseCasting {
+pub(super) struct LayerwiseCasting {
     params: Vec<Param>,
     compute_dtype: Kind,
     /// Held while the weights are cast, so that forwards on several threads take turns.
@@ -236,7 +236,7 @@ struct LayerwiseCasting {
 }
 
 impl LayerwiseCasting {
-    fn new(params: Vec<Param>, compute_dtype: Kind) -> Self {
+    pub(super) fn new(params: Vec<Param>, compute_dtype: Kind) -> Self {
         Self { params, compute_dtype, turn: Mutex::new(()) }
     }
 }

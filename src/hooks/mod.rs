@@ -8,6 +8,7 @@ mod prepack;
 mod residency;
 mod restore;
 mod transport;
+mod upcasting;
 
 pub(crate) use compiled::{COMPILED_HOOK, MarkCompiled, refuse_bypassed_hooks, refuse_if_compiled};
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
@@ -23,6 +24,7 @@ pub use prepack::enable_weights_prepack;
 pub(crate) use prepack::refuse_if_prepacked;
 pub use restore::restore_weights;
 pub use transport::{Lane, Step, StreamDevice, TransferDevice};
+pub(crate) use upcasting::ComputesIn;
 
 use crate::error::{Error, Result};
 use crate::nn::Node;

@@ -2,6 +2,7 @@
 
 use super::StableDiffusionXLPipeline;
 use crate::error::Result;
+use crate::hooks::ComputesIn;
 use crate::models::ModelMixin;
 use crate::nn::Module;
 use crate::pipelines::image_latents::sample_latents;
@@ -38,10 +39,15 @@ impl StableDiffusionXLPipeline {
         })
     }
 
-    /// Does `work` with the VAE cast to float32, where that is asked for, and casts it back whatever comes of it.
+    /// Does `work` with the VAE in float32, where that is asked for, and casts it back whatever comes of it. One whose
+    /// weights come and go is cast layer by layer.
     fn with_vae_in_float32(&self, upcasts: bool, work: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
         let kind = self.vae.node().dtype();
         if !upcasts || kind == Kind::Float {
+            return work();
+        }
+        if self.vae.node().walk().iter().any(|node| !node.hook_names().is_empty()) {
+            let _in_float32 = ComputesIn::new(self.vae.node(), Kind::Float);
             return work();
         }
         self.vae.to(Kind::Float).map_err(|error| error.within("vae"))?;

@@ -1,0 +1,67 @@
+// What a forward that records no gradients can leave out, for the thread that is in one: autograd's part of every dispatch,
+// and the system's allocator.
+#include "shim.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/alignment.h>
+
+#include <atomic>
+#include <optional>
+
+namespace {
+using AllocateAligned = void* (*)(size_t size, size_t alignment);
+using Free = void (*)(void*);
+
+thread_local int depth = 0;
+
+// libtorch's own allocator, but for threads within a scope. What is allocated so may be freed by any thread, at any time.
+struct ScopedAllocator final : c10::Allocator {
+  ScopedAllocator(c10::Allocator* own, AllocateAligned allocate_aligned, Free free)
+      : own(own), allocate_aligned(allocate_aligned), free(free) {}
+
+  c10::DataPtr allocate(size_t size) override {
+    // A profiler counts what libtorch's allocator reports, and a lack of memory is reported by that as well.
+    if (depth == 0 || size == 0 || c10::memoryProfilingEnabled()) return own->allocate(size);
+    void* data = allocate_aligned(size, c10::gAlignment);
+    if (data == nullptr) return own->allocate(size);
+    return {data, data, free, c10::Device(c10::DeviceType::CPU)};
+  }
+
+  // None: a bare pointer would not say which of the two allocators it is of.
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+
+  void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+
+  c10::Allocator* own;
+  AllocateAligned allocate_aligned;
+  Free free;
+};
+
+std::atomic<bool> installed{false};
+
+struct Scope {
+  // With gradients, what is recorded is recorded as always.
+  Scope() {
+    depth += 1;
+    if (!c10::GradMode::is_enabled()) below_autograd.emplace();
+  }
+  ~Scope() { depth -= 1; }
+
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+};
+}  // namespace
+
+// Has threads within a scope allocate by these functions; the first call counts.
+SHIM int tds_scoped_allocator_install(AllocateAligned allocate_aligned, Free free, char** error) {
+  return guarded(error, [&] {
+    if (installed.exchange(true)) return;
+    // For good: tensors hold on to their allocator.
+    c10::SetCPUAllocator(new ScopedAllocator(c10::GetCPUAllocator(), allocate_aligned, free), /*priority=*/1);
+  });
+}
+
+SHIM void* tds_inference_enter() { return new Scope(); }
+
+SHIM void tds_inference_leave(void* scope) { delete static_cast<Scope*>(scope); }

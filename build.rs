@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
+    "aoti",
     "context",
     "cuda",
     "generator",

@@ -49,6 +49,8 @@ class Process:
         environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
         # A second run finds what torch.compile made in the first.
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(MODELS / "inductor"))
+        if row.side == OURS and "compile-max-autotune" in row.modes:
+            environment["TCH_DIFFUSERS_CACHE"] = str(packages(table, row, device, environment))
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [*COMMANDS[row.side], *map(str, arguments)],
@@ -86,6 +88,20 @@ class Process:
         except ProcessLookupError:
             pass
         self.process.wait()
+
+
+def packages(table: Table, row: Row, device: str, environment: dict[str, str]) -> Path:
+    """A cache with an AOTInductor package for the table's UNet and its size, made by Python where there is none yet."""
+    cache = MODELS / "compiled" / f"{table.folder.name}-{device}-{row.dtype}-{table.batch}x{table.latent}"
+    if not list(cache.glob("aoti/*.pt2")):
+        exporter = ROOT / "python/tch_diffusers/export_aoti.py"
+        side, options = str(table.latent * 8), ["--batch", str(table.batch), "--dtype", row.dtype, "--device", device]
+        command = [sys.executable, str(exporter), str(table.folder), "--height", side, "--width", side, *options]
+        environment = environment | {"TCH_DIFFUSERS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        made = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if made.returncode != 0:
+            raise Unprepared((made.stderr.strip().splitlines() or ["the package was not made"])[-1][:300])
+    return cache
 
 
 def available_gib(device: str) -> float:

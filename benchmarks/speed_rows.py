@@ -54,6 +54,8 @@ def unet_cpu(bfloat16: bool) -> list[Row]:
         Row(OURS, "traced, frozen", "traced,frozen", gib=5.0),
         Row(OURS, "traced, frozen, channels_last", "channels_last,traced,frozen", gib=5.0),
         Row(OURS, "traced, frozen, optimize_for_inference", "traced,optimized", gib=8.5),
+        Row(OURS, "compiled, default, channels_last", "channels_last,compile-default", gib=5.0),
+        Row(OURS, "compiled, AOTInductor", "channels_last,compile-max-autotune", gib=4.5),
         Row(DIFFUSERS, "torch.compile, default", "compile-default", gib=4.0),
         Row(DIFFUSERS, "torch.compile, max-autotune", "compile-max-autotune", gib=5.0),
     ]

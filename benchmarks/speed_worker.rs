@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::models::autoencoders::AutoencoderKL;
+use tch_diffusers::models::compile::CompileOptions;
 use tch_diffusers::models::traced::TracedModel;
 use tch_diffusers::models::unets::{TracedUNet, UNet, UNet2DConditionModel, UNetInputs};
 use tch_diffusers::models::{ModelMixin, To, TraceOptions, Traceable, VaeDecoder, trace_with};
@@ -49,7 +50,7 @@ fn main() -> anyhow::Result<()> {
         other => bail!("unknown model {other}"),
     };
     // TorchScript looks on for one run and rewrites the module in the next.
-    for _ in 0..if subject.has("traced") { 2 } else { 1 } {
+    for _ in 0..if subject.has("traced") || subject.has("compile-default") { 2 } else { 1 } {
         drop(run()?);
     }
     let prepared = start.elapsed().as_secs_f64();
@@ -85,6 +86,11 @@ impl Subject<'_> {
             .map(|shape| generator.randn(&shape[..], Kind::Float));
         let (sample, text) = (self.placed(&sample?)?, self.placed(&text?)?);
         let timestep = self.placed(&Tensor::f_from_slice(&[500f32])?)?;
+        if let Some(mode) = self.modes.iter().find_map(|mode| mode.strip_prefix("compile-")) {
+            let options = CompileOptions { mode: mode.parse()?, fullgraph: true, ..CompileOptions::default() };
+            let unet = unet.compile(&options)?;
+            return Ok(Box::new(move || UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))));
+        }
         if !self.has("traced") {
             return Ok(Box::new(move || UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))));
         }
@@ -134,6 +140,7 @@ impl Subject<'_> {
                     Switch::CudnnAllowTf32.set(true)?;
                 }
                 "traced" | "frozen" | "optimized" => {}
+                mode if mode.starts_with("compile-") => {}
                 backend => model.set_attention_backend(backend.parse()?),
             }
         }

@@ -8,6 +8,7 @@ mod bad_files;
 mod cli;
 mod cli_faults;
 mod cli_models;
+mod compile;
 mod faults;
 mod floors;
 mod flux;

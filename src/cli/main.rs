@@ -1,6 +1,7 @@
 //! The command line tool.
 
 mod allocator;
+mod cache;
 mod convert;
 mod env;
 mod flux;
@@ -39,6 +40,7 @@ enum Command {
     Trace(Box<trace::Trace>),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    Cache(cache::Cache),
     Env(env::Env),
 }
 
@@ -50,6 +52,7 @@ fn main() {
         Command::Trace(trace) => trace.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Convert(convert) => convert.run(),
+        Command::Cache(cache) => cache.run(),
         Command::Env(env) => env.run(),
     };
     tch_diffusers::torch::exit(outcome::exit_code(done))

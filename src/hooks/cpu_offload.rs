@@ -7,7 +7,7 @@
 //! That weights go to a CUDA device and back compiles, but was not yet run on one.
 
 use super::residency::{Residency, Weight};
-use super::{MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING, refuse_if_offloaded, refuse_if_prepacked};
+use super::{MODEL_OFFLOADING, SEQUENTIAL_OFFLOADING, refuse_if_compiled, refuse_if_offloaded, refuse_if_prepacked};
 use crate::error::Result;
 use crate::nn::{BroughtWeights, Hook, Next, Node, Param};
 use std::sync::Arc;
@@ -109,6 +109,7 @@ impl Hook for CpuOffload {
 pub fn apply_sequential_offloading(node: &Node, device: Device) -> Result<()> {
     refuse_if_offloaded(node, "sequential offloading cannot be switched on")?;
     refuse_if_prepacked(node, "sequential offloading cannot be switched on")?;
+    refuse_if_compiled(node, "sequential offloading cannot be switched on", true)?;
     if node.device() != Device::Cpu {
         return Err(crate::Error::Argument(
             "sequential offloading needs the weights on the CPU: move the model there, or load it there".into(),

@@ -69,6 +69,7 @@ fn make_way(node: &Node) -> Result<()> {
         return super::refuse_if_offloaded(node, "group offloading cannot be switched on");
     }
     super::refuse_if_prepacked(node, "group offloading cannot be switched on")?;
+    super::refuse_if_compiled(node, "group offloading cannot be switched on", false)?;
     remove_group_offloading(node).map(drop)
 }
 

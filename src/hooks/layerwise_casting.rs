@@ -3,7 +3,7 @@
 //! Mirrors `diffusers/hooks/layerwise_casting.py` at 0.42.1. The 8-bit formats are those of Micikevicius et al. 2022,
 //! arXiv:2209.05433.
 
-use super::refuse_if_prepacked;
+use super::{refuse_if_compiled, refuse_if_prepacked};
 use crate::error::{Error, Result};
 use crate::nn::{BroughtWeights, Hook, Next, Node, Param};
 use crate::torch::KindExt;
@@ -111,6 +111,7 @@ pub fn apply_layerwise_casting(
         }
     }
     refuse_if_prepacked(module, "layerwise casting cannot be switched on")?;
+    refuse_if_compiled(module, "layerwise casting cannot be switched on", true)?;
     let cast: Vec<(Node, Vec<(String, Param)>)> = match skip_modules.compile()? {
         None => vec![(module.clone(), module.params())],
         Some(skip) => {

@@ -1,5 +1,6 @@
 //! Hooks that come with the library: what happens around the forwards of models that know nothing of it.
 
+mod compiled;
 mod cpu_offload;
 mod group_offloading;
 mod layerwise_casting;
@@ -9,6 +10,7 @@ mod restore;
 mod transport;
 mod upcasting;
 
+pub(crate) use compiled::{COMPILED_HOOK, MarkCompiled, refuse_bypassed_hooks, refuse_if_compiled};
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
 pub use group_offloading::{
     GroupOffloading, GroupOffloadingType, OffloadGroup, apply_group_offloading, apply_group_offloading_on,

@@ -196,7 +196,14 @@ impl BasicTransformerBlock {
         attention_mask: Option<&Tensor>,
         encoder_attention_mask: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let [hidden_states] = self.node.call([hidden_states, encoder_hidden_states], |[hidden_states, text]| {
+        // Masks are no hook's to change, but whoever stands in for the block has to know that there are some.
+        let masks = [attention_mask, encoder_attention_mask];
+        let inputs: Vec<_> =
+            [Some(hidden_states), Some(encoder_hidden_states)].into_iter().chain(masks).flatten().collect();
+        let mut outputs = self.node.call_many(&inputs, |inputs| {
+            let &[hidden_states, text, ..] = inputs else {
+                return Err(Error::Arity { expected: 2, found: inputs.len() });
+            };
             let context = self.only_cross_attention.then_some(text);
             let attended = self.attn1.forward(&self.norm1.forward(hidden_states)?, context, attention_mask)?;
             let mut hidden_states = attended.add_into(hidden_states)?;
@@ -204,9 +211,9 @@ impl BasicTransformerBlock {
                 let attended = attn2.forward(&norm2.forward(&hidden_states)?, Some(text), encoder_attention_mask)?;
                 hidden_states = attended.add_into(&hidden_states)?;
             }
-            Ok([self.ff.forward(&self.norm3.forward(&hidden_states)?)?.add_into(&hidden_states)?])
+            Ok(vec![self.ff.forward(&self.norm3.forward(&hidden_states)?)?.add_into(&hidden_states)?])
         })?;
-        Ok(hidden_states)
+        outputs.pop().ok_or(Error::Arity { expected: 1, found: 0 })
     }
 }
 

@@ -6,6 +6,7 @@ pub mod attention_dispatch;
 pub mod attention_processor;
 mod auto_model;
 pub mod autoencoders;
+pub mod compile;
 pub mod downsampling;
 pub mod embeddings;
 pub mod image_encoders;

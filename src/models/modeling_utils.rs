@@ -11,6 +11,7 @@ use crate::hooks::{
 use crate::loaders::{Checkpoint, HubOptions, KeyMap, LoadOptions, SaveOptions, StateDict};
 use crate::models::attention_dispatch::AttentionBackend;
 use crate::models::attention_processor::{set_attention_backend, set_fused_projections};
+use crate::models::compile::{CompileOptions, CompiledBlocks, compile_repeated_blocks, disable_compiled_blocks};
 use crate::models::share;
 use crate::nn::{Module, Node, Scope, Weights, set_use_winograd, set_weights_prepack};
 use crate::torch::{KindExt, MappedTensor, MemoryFormat};
@@ -32,6 +33,9 @@ pub trait ModelMixin: Module + Sized {
 
     /// The children that block-level group offloading cuts into blocks of their own: `_group_offload_block_modules`.
     const GROUP_OFFLOAD_BLOCK_MODULES: &'static [&'static str] = &[];
+
+    /// The classes of the blocks that [`ModelMixin::compile_repeated_blocks`] compiles: `_repeated_blocks`.
+    const REPEATED_BLOCKS: &'static [&'static str] = &[];
 
     /// How a checkpoint's keys become the model's. As they are, unless the model says otherwise.
     const KEYS: KeyMap = |key| Some(key.to_string());
@@ -168,6 +172,22 @@ pub trait ModelMixin: Module + Sized {
     /// Forgets the copies again.
     fn disable_weights_prepack(&self) {
         set_weights_prepack(self.node(), false);
+    }
+
+    /// Has the blocks that the model is made of again and again run as code of a package made with `--repeated-blocks`: each
+    /// piece is compiled once and loaded once for all its twins, which keep their own weights. Where those move, the code
+    /// follows.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model without such blocks, or a mode other than `max-autotune`; [`Error::Argument`] for a
+    /// package of another architecture, or none; as [`AotiPackage::load`](crate::torch::AotiPackage::load).
+    fn compile_repeated_blocks(&self, options: &CompileOptions) -> Result<CompiledBlocks> {
+        compile_repeated_blocks(self, options)
+    }
+
+    /// Has the blocks run as modules again; says whether any was compiled.
+    fn disable_compiled_blocks(&self) -> bool {
+        disable_compiled_blocks(self.node())
     }
 
     /// Has the weights wait on the CPU or in their file, and come to the onload device in groups:

@@ -1,6 +1,7 @@
 //! The border to the C++ shim: declarations, and one safe function per call. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
+pub(super) mod aoti;
 mod inference;
 mod memory;
 pub(super) mod number;

@@ -1,6 +1,7 @@
 //! What tch lacks: random generators, memory formats, mapped files, streams and pinned memory, switches, TorchScript,
 //! profiles, fallible idioms, and facts about this libtorch.
 
+mod aoti;
 mod attention;
 mod ext;
 mod ffi;
@@ -18,6 +19,9 @@ mod trace;
 mod version;
 mod winograd;
 
+pub use aoti::{
+    AotiConstant, AotiContract, AotiDimension, AotiInput, AotiModel, AotiPackage, AotiSide, AotiTerms, LoadedWeights,
+};
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use inference::InferenceScope;

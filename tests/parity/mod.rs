@@ -1,5 +1,6 @@
 //! Side by side with diffusers: the same inputs, the same seed, the largest difference.
 
+mod aoti;
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;

@@ -1,9 +1,12 @@
 //! The UNets that predict noise.
 
+mod compiled_unet;
 mod traced_unet;
 mod unet_2d_blocks;
 mod unet_2d_condition;
 
+pub use compiled_unet::CompiledUNet;
+pub(crate) use compiled_unet::compile_shared;
 pub use traced_unet::TracedUNet;
 pub use unet_2d_blocks::{
     BlockConfig, Conditioning, CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, TransformerConfig,
@@ -61,6 +64,11 @@ pub trait UNet: Debug + Send + Sync {
     /// traced one.
     fn adopt(&mut self, config: &UNet2DConditionConfig) {
         let _ = config;
+    }
+
+    /// The model behind it, which a compiled UNet has as well; `None` for a UNet that has none, such as a traced one.
+    fn model(&self) -> Option<&UNet2DConditionModel> {
+        None
     }
 
     /// The UNet itself, for those who know what it is.

@@ -80,7 +80,7 @@ impl UNet2DConditionModel {
     }
 
     /// Down, through the middle, and up again over the skip connections: figure 3 of the paper, from left to right.
-    fn predict(&self, inputs: &UNetInputs<'_>) -> Result<Tensor> {
+    pub(in crate::models::unets) fn predict(&self, inputs: &UNetInputs<'_>) -> Result<Tensor> {
         let sizes = self.check(inputs)?;
         let kind = inputs.sample.kind();
         let attention_mask = inputs.attention_mask.map(|mask| bias(mask, kind)).transpose()?;
@@ -192,6 +192,7 @@ impl ModelMixin for UNet2DConditionModel {
 
     const CLASS_NAME: &'static str = "UNet2DConditionModel";
     const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &["norm"];
+    const REPEATED_BLOCKS: &'static [&'static str] = &["BasicTransformerBlock"];
 
     fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self> {
         Self::new(config, scope)
@@ -229,6 +230,10 @@ impl UNet for UNet2DConditionModel {
 
     fn tree(&self) -> Option<&Node> {
         Some(&self.node)
+    }
+
+    fn model(&self) -> Option<&UNet2DConditionModel> {
+        Some(self)
     }
 
     fn as_any(&self) -> &dyn Any {

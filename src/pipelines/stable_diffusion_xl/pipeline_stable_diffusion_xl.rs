@@ -12,8 +12,9 @@ use crate::hooks::ModelOffload;
 use crate::image_processor::VaeImageProcessor;
 use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
+use crate::models::compile::CompileOptions;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer};
-use crate::models::unets::{UNet, UNet2DConditionModel};
+use crate::models::unets::{UNet, UNet2DConditionModel, compile_shared};
 use crate::models::{ModelMixin, To};
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::model_index;
@@ -133,6 +134,16 @@ impl StableDiffusionXLPipeline {
         self.unet = Box::new(unet);
     }
 
+    /// Has the UNet run compiled, over the weights that it has: [`UNet2DConditionModel::compile`].
+    ///
+    /// # Errors
+    /// As there; [`Error::Unsupported`] for a UNet that is no [`UNet2DConditionModel`], [`Error::Argument`] while offloading,
+    /// layerwise casting or a hook is on: compile first.
+    pub fn compile_unet(&mut self, options: &CompileOptions) -> Result<()> {
+        self.unet = compile_shared(&*self.unet, options).map_err(|error| error.within("unet"))?;
+        Ok(())
+    }
+
     /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
     pub fn call(&mut self, prompt: impl Into<Prompt>) -> StableDiffusionXLCall<'_> {
         StableDiffusionXLCall::new(self, Some(prompt.into()), None, TextToImage)
@@ -202,7 +213,7 @@ impl StableDiffusionXLPipeline {
 
     /// Writes the components as those of a pipeline of class `class_name`.
     pub(super) fn save_as(&self, class_name: &str, folder: &Path, options: &SaveOptions) -> Result<()> {
-        let unet = self.unet.as_any().downcast_ref::<UNet2DConditionModel>().ok_or_else(|| {
+        let unet = self.unet.model().ok_or_else(|| {
             Error::Unsupported("only a UNet2DConditionModel can be saved; this pipeline has another UNet".into())
         })?;
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;

@@ -55,17 +55,17 @@ unsafe extern "C" {
 }
 
 /// A `std::vector<at::Tensor>`.
-struct Tensors(*mut c_void);
+pub(super) struct Tensors(pub(super) *mut c_void);
 
 impl Tensors {
-    fn new<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
+    pub(super) fn new<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
         // SAFETY: takes nothing.
         let list = Self(unsafe { tds_tensors_new() });
         tensors.into_iter().for_each(|tensor| push(list.0, tensor));
         list
     }
 
-    fn to_vec(&self) -> Vec<Tensor> {
+    pub(super) fn to_vec(&self) -> Vec<Tensor> {
         read(self.0)
     }
 }
@@ -112,20 +112,20 @@ extern "C" fn run(context: *mut c_void, inputs: *mut c_void, outputs: *mut c_voi
     }
 }
 
-fn text(text: &str) -> Result<CString> {
+pub(super) fn text(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::Argument(format!("{text:?} holds a NUL")))
 }
 
-fn path_text(path: &Path) -> Result<CString> {
+pub(super) fn path_text(path: &Path) -> Result<CString> {
     let path = path.to_str();
-    text(path.ok_or_else(|| Error::Argument("libtorch wants the path of a TorchScript file in UTF-8".into()))?)
+    text(path.ok_or_else(|| Error::Argument("libtorch wants the paths of its files in UTF-8".into()))?)
 }
 
-fn device_index(device: Device) -> Result<c_int> {
+pub(super) fn device_index(device: Device) -> Result<c_int> {
     match device {
         Device::Cpu => Ok(-1),
         Device::Cuda(index) => Ok(c_int::try_from(index).unwrap_or(c_int::MAX)),
-        other => Err(Error::Unsupported(format!("TorchScript modules run on the CPU or on CUDA, not on {other:?}"))),
+        other => Err(Error::Unsupported(format!("compiled modules run on the CPU or on CUDA, not on {other:?}"))),
     }
 }
 

@@ -8,18 +8,20 @@
 #include <c10/core/alignment.h>
 
 #include <atomic>
+#include <memory>
 #include <optional>
 
 namespace {
 using AllocateAligned = void* (*)(size_t size, size_t alignment);
 using Free = void (*)(void*);
+using Owns = bool (*)(const void*);
 
 thread_local int depth = 0;
 
 // libtorch's own allocator, but for threads within a scope. What is allocated so may be freed by any thread, at any time.
 struct ScopedAllocator final : c10::Allocator {
-  ScopedAllocator(c10::Allocator* own, AllocateAligned allocate_aligned, Free free)
-      : own(own), allocate_aligned(allocate_aligned), free(free) {}
+  ScopedAllocator(c10::Allocator* own, AllocateAligned allocate_aligned, Free free, Owns owns)
+      : own(own), allocate_aligned(allocate_aligned), free(free), owns(owns) {}
 
   c10::DataPtr allocate(size_t size) override {
     // A profiler counts what libtorch's allocator reports, and a lack of memory is reported by that as well.
@@ -29,17 +31,30 @@ struct ScopedAllocator final : c10::Allocator {
     return {data, data, free, c10::Device(c10::DeviceType::CPU)};
   }
 
-  // None: a bare pointer would not say which of the two allocators it is of.
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  // oneDNN's operators, such as GELU, allocate and free by bare pointers.
+  c10::DeleterFnPtr raw_deleter() const override { return free_raw; }
 
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+
+  static void free_raw(void* data);
 
   c10::Allocator* own;
   AllocateAligned allocate_aligned;
   Free free;
+  Owns owns;
 };
 
-std::atomic<bool> installed{false};
+std::atomic<const ScopedAllocator*> installed{nullptr};
+
+void ScopedAllocator::free_raw(void* data) {
+  if (data == nullptr) return;
+  const ScopedAllocator* scoped = installed.load();
+  if (scoped->owns(data)) {
+    scoped->free(data);
+  } else {
+    scoped->own->raw_deallocate(data);
+  }
+}
 
 struct Scope {
   // With gradients, what is recorded is recorded as always.
@@ -54,11 +69,13 @@ struct Scope {
 }  // namespace
 
 // Has threads within a scope allocate by these functions; the first call counts.
-SHIM int tds_scoped_allocator_install(AllocateAligned allocate_aligned, Free free, char** error) {
+SHIM int tds_scoped_allocator_install(AllocateAligned allocate_aligned, Free free, Owns owns, char** error) {
   return guarded(error, [&] {
-    if (installed.exchange(true)) return;
+    auto scoped = std::make_unique<ScopedAllocator>(c10::GetCPUAllocator(), allocate_aligned, free, owns);
+    const ScopedAllocator* none = nullptr;
+    if (!installed.compare_exchange_strong(none, scoped.get())) return;
     // For good: tensors hold on to their allocator.
-    c10::SetCPUAllocator(new ScopedAllocator(c10::GetCPUAllocator(), allocate_aligned, free), /*priority=*/1);
+    c10::SetCPUAllocator(scoped.release(), /*priority=*/1);
   });
 }
 

@@ -18,6 +18,10 @@ using Owns = bool (*)(const void*);
 
 thread_local int depth = 0;
 
+// In bytes. mimalloc reserves any size, and the kernel ends the process once the pages are written to; libtorch's allocator
+// asks in a way that the kernel refuses what memory cannot hold.
+constexpr size_t kLarge = size_t{1} << 30;
+
 // libtorch's own allocator, but for threads within a scope. What is allocated so may be freed by any thread, at any time.
 struct ScopedAllocator final : c10::Allocator {
   ScopedAllocator(c10::Allocator* own, AllocateAligned allocate_aligned, Free free, Owns owns)
@@ -25,7 +29,7 @@ struct ScopedAllocator final : c10::Allocator {
 
   c10::DataPtr allocate(size_t size) override {
     // A profiler counts what libtorch's allocator reports, and a lack of memory is reported by that as well.
-    if (depth == 0 || size == 0 || c10::memoryProfilingEnabled()) return own->allocate(size);
+    if (depth == 0 || size == 0 || size >= kLarge || c10::memoryProfilingEnabled()) return own->allocate(size);
     void* data = allocate_aligned(size, c10::gAlignment);
     if (data == nullptr) return own->allocate(size);
     return {data, data, free, c10::Device(c10::DeviceType::CPU)};

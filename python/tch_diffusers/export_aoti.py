@@ -80,7 +80,7 @@ class Subject:
 class UNet(torch.nn.Module):
     """A UNet2DConditionModel whose forward takes tensors and returns one."""
 
-    def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
@@ -90,14 +90,15 @@ class UNet(torch.nn.Module):
         """The prediction."""
         given = dict(zip(self.names[3:], more, strict=True))
         added = {name: given.pop(name) for name in ("text_embeds", "time_ids") if name in given}
-        prediction = self.model(sample, timestep, text, added_cond_kwargs=added or None, **given, return_dict=False)
-        return prediction[0]
+        told = {**given, "added_cond_kwargs": added or None}
+        prediction: torch.Tensor = self.model(sample, timestep, text, **told, return_dict=False)[0]
+        return prediction
 
 
 class Block(torch.nn.Module):
     """A block whose forward takes tensors alone, under these names."""
 
-    def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
@@ -136,14 +137,14 @@ def load(folder: Path, options: argparse.Namespace) -> torch.nn.Module:
     return model.to(options.device).to(memory_format=layout).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def noise(seed: int, shape: Sequence[int], like: torch.nn.Module) -> torch.Tensor:
+def noise(seed: int, shape: Sequence[int], like: Any) -> torch.Tensor:
     """Numbers that are always the same."""
     made = torch.randn(list(shape), generator=torch.Generator().manual_seed(seed))
     parameter = next(like.parameters())
     return made.to(parameter.device, parameter.dtype)
 
 
-def unet_inputs(model: torch.nn.Module, batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
+def unet_inputs(model: Any, batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
     """Inputs as a pipeline gives them; sides in latents."""
     config = model.config
     unsupported = [
@@ -171,7 +172,7 @@ def unet_inputs(model: torch.nn.Module, batch: int, height: int, width: int) -> 
     return inputs
 
 
-def whole_unet(model: torch.nn.Module, batch: int, height: int, width: int) -> Subject:
+def whole_unet(model: Any, batch: int, height: int, width: int) -> Subject:
     """The UNet as one module."""
     inputs = unet_inputs(model, batch, height, width)
     sides = {name: {0: "batch"} for name in inputs if name != "timestep"}
@@ -189,7 +190,7 @@ def settings(module: torch.nn.Module) -> tuple[Any, ...]:
     return (*parts, *((name, tuple(weight.shape)) for name, weight in module.state_dict().items()))
 
 
-def repeated_blocks(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[Subject]:
+def repeated_blocks(model: Any, inputs: dict[str, torch.Tensor]) -> list[Subject]:
     """One subject for all blocks that are made alike, of the classes that diffusers lists."""
     kinds: dict[tuple[Any, ...], list[str]] = {}
     modules = dict(model.named_modules())
@@ -317,10 +318,10 @@ def capability(device: str) -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def compile_subject(program: torch.export.ExportedProgram) -> list[str]:
+def compile_subject(program: torch.export.ExportedProgram) -> list[Any]:
     """The files of the package."""
     positional, named = program.example_inputs
-    files = torch._inductor.aot_compile(program.module(), positional, named, options=OPTIONS)
+    files: Any = torch._inductor.aot_compile(program.module(), positional, named, options=OPTIONS)
     return files if isinstance(files, list) else [files]
 
 
@@ -353,7 +354,7 @@ def check(path: Path, subjects: list[tuple[Subject, dict[str, Dimension], dict[s
     """Compares what the package computes with what diffusers does, where torch can load the package."""
     import ctypes
 
-    from torch._inductor.package import load_package
+    from torch._inductor.package.package import load_package
     from torch.utils import _pytree as pytree
 
     # Where the code looks for libtorch: among what the whole process sees.

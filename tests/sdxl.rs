@@ -103,9 +103,9 @@ fn techniques_that_only_regroup_the_work_stay_close() {
     record("sdxl techniques", "sdxl", "VAE slicing", difference(&mut pipe), 2e-6);
     pipe.disable_vae_slicing();
     pipe.fuse_qkv_projections(true, true).unwrap();
-    record("sdxl techniques", "sdxl", "fused projections", difference(&mut pipe), 2e-6);
+    record("sdxl techniques", "sdxl", "fused projections", difference(&mut pipe), 0.0);
     pipe.unfuse_qkv_projections(true, true).unwrap();
-    for (backend, bound) in [("native", 0.0), ("_native_math", 5e-6)] {
+    for (backend, bound) in [("native", 0.0), ("_native_math", 4e-6)] {
         pipe.set_attention_backend(backend.parse::<AttentionBackend>().unwrap()).unwrap();
         record("sdxl techniques", "sdxl", &format!("attention backend {backend}"), difference(&mut pipe), bound);
     }
@@ -119,7 +119,8 @@ fn techniques_that_only_regroup_the_work_stay_close() {
     pipe.enable_layerwise_casting(Kind::Float8e4m3fn, None).unwrap();
     let casted = difference(&mut pipe);
     assert!(casted > 0.0);
-    record("sdxl techniques", "sdxl", "layerwise casting", casted, 0.05);
+    // Numbers of 8 bits for most weights of a small model.
+    record("sdxl techniques", "sdxl", "layerwise casting", casted, 0.16);
     pipe.reset().unwrap();
     assert_eq!(draw(&mut pipe), plain);
 }

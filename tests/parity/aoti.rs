@@ -127,7 +127,7 @@ fn inputs_that_the_code_was_not_made_for_never_reach_it() {
     }
     let error = refused(&[&sized([9, 4, 8, 8]), &timestep, &text], "batch from 1 to 8");
     assert!(error.to_string().contains("height a multiple of 2 from 2 to 16"), "{error}");
-    refused(&[&sample, &timestep, &text.narrow(1, 0, 5)], "`encoder_hidden_states` of [batch=2, 77, 32]");
+    refused(&[&sample, &timestep, &text.narrow(1, 0, 5).contiguous()], "`encoder_hidden_states` of [batch=2, 77, 32]");
     refused(&[&sample, &timestep.unsqueeze(0), &text], "`timestep` of []");
     // dtypes, strides, number.
     refused(&[&sample.to_kind(Kind::Double), &timestep, &text], "`sample` in float32, not in float64");

@@ -144,10 +144,11 @@ fn text_time(
     added: &AddedCond<'_>,
     emb: &Tensor,
 ) -> Result<Tensor> {
-    let (_, numbers) = added.time_ids.size2()?;
     let sizes = time_proj.forward(&added.time_ids.f_flatten(0, -1)?)?;
-    // One row for each item, without reading how many there are: a number would be fixed for good in a trace.
-    let sizes = sizes.f_reshape([-1, numbers * sizes.size2()?.1])?;
+    // One row for each item, without reading how many items and numbers there are: that would be fixed for good in a trace.
+    let sinusoids = sizes.size2()?.1;
+    let as_numbers = added.time_ids.f_unsqueeze(-1)?.f_expand([-1, -1, sinusoids], false)?;
+    let sizes = sizes.f_reshape_as(&as_numbers)?.f_flatten(1, -1)?;
     embedding.forward(&cast(&Tensor::f_cat(&[added.text_embeds, &sizes], -1)?, emb)?, None)
 }
 

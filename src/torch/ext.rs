@@ -143,6 +143,9 @@ const KINDS: [(&str, Kind); 6] = [
 
 impl KindExt for Kind {
     fn torch_name(self) -> String {
+        if self == Self::Int {
+            return "int32".into();
+        }
         let known = KINDS.iter().find(|(_, kind)| *kind == self);
         known.map_or_else(|| format!("{self:?}").to_lowercase(), |(name, _)| (*name).to_string())
     }

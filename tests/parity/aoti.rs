@@ -131,7 +131,7 @@ fn inputs_that_the_code_was_not_made_for_never_reach_it() {
     refused(&[&sample, &timestep.unsqueeze(0), &text], "`timestep` of []");
     // dtypes, strides, number.
     refused(&[&sample.to_kind(Kind::Double), &timestep, &text], "`sample` in float32, not in float64");
-    refused(&[&sample, &Tensor::from(501), &text], "`timestep` in float32, not in int64");
+    refused(&[&sample, &Tensor::from(501), &text], "`timestep` in float32, not in int32");
     let last = MemoryFormat::ChannelsLast.contiguous(&sample).unwrap();
     refused(&[&last, &timestep, &text], "`sample` contiguous");
     refused(&[&sample.transpose(2, 3), &timestep, &text], "`sample` contiguous");

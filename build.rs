@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 13] = [
     "aoti",
     "context",
     "cuda",
     "generator",
-    "inference",
     "jit",
     "memory",
     "prepack",

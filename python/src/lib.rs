@@ -22,9 +22,6 @@ use pyo3::prelude::*;
 /// The extension module.
 #[pymodule(gil_used = true)]
 mod _tch_diffusers {
-    use super::errors::OrRaise;
-    use pyo3::prelude::*;
-
     #[pymodule_export]
     use super::hooks::{
         ModelOffload, apply_group_offloading, apply_layerwise_casting, apply_sequential_offloading, attention_backends,
@@ -55,10 +52,4 @@ mod _tch_diffusers {
     use super::switches::{bundled_model, libtorch_version};
     #[pymodule_export]
     use super::tokenizer::{CLIPTokenizer, T5Tokenizer};
-
-    /// What is done once.
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        tch_diffusers::torch::install_scoped_allocator().or_raise()
-    }
 }

@@ -16,7 +16,6 @@ use tch_diffusers::models::unets::{AddedCond, UNetInputs};
 use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, transformers, unets};
 use tch_diffusers::nn::{self, RandomWeights, Weights};
 use tch_diffusers::pipelines::stable_diffusion;
-use tch_diffusers::torch::InferenceScope;
 use tch_diffusers::{Error, Result};
 
 /// A model that runs one forward at a time: hooks move and cast its weights.
@@ -39,9 +38,7 @@ impl<M: ModelMixin + Send> Turns<M> {
 
     /// Does what a forward does.
     fn run<R>(&self, forward: impl FnOnce(&M) -> Result<R>) -> Result<R> {
-        let model = self.lock();
-        let _scope = InferenceScope::enter();
-        forward(&model)
+        forward(&self.lock())
     }
 
     fn node(&self) -> Node {

@@ -2,16 +2,12 @@
 #![allow(unsafe_code)]
 
 pub(super) mod aoti;
-mod inference;
 mod memory;
 pub(super) mod number;
 pub(super) mod prepack;
 pub(super) mod profile;
 pub(super) mod stream;
 
-pub(super) use inference::RawScope;
-#[cfg(feature = "scoped-allocator")]
-pub(super) use inference::install_allocator;
 pub(super) use memory::{HostTracker, cuda_memory, is_pinned, reset_peak_cuda_memory};
 
 use super::random::Generator;

@@ -5,7 +5,6 @@ mod aoti;
 mod attention;
 mod ext;
 mod ffi;
-mod inference;
 mod mapped_file;
 mod memory;
 mod memory_format;
@@ -24,9 +23,6 @@ pub use aoti::{
 };
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
 pub use ext::{DeviceExt, KindExt, TensorExt};
-pub use inference::InferenceScope;
-#[cfg(feature = "scoped-allocator")]
-pub use inference::install_scoped_allocator;
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};
 pub use memory_format::MemoryFormat;

@@ -6,13 +6,16 @@
 
 mod blocks;
 mod cache;
+mod engine;
 mod graphs;
 
 pub use blocks::CompiledBlocks;
-pub(super) use blocks::params_of;
+use blocks::params_of;
 pub(crate) use blocks::{compile_repeated_blocks, disable_compiled_blocks};
 pub use cache::{CacheEntry, cache_entries, cache_folder, clear_cache};
-pub(super) use graphs::{Graphs, Slot};
+pub use engine::Compiled;
+pub(super) use engine::{Compilable, FreeSides, Given};
+use graphs::{Graphs, Slot};
 
 use super::ModelMixin;
 use crate::error::{Error, Result};

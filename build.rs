@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 const SHIM: &str = "src/torch/shim";
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "aoti",
     "context",
     "cuda",
     "generator",
+    "graph",
     "jit",
     "memory",
     "prepack",

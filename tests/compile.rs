@@ -102,10 +102,28 @@ fn modes_that_this_machine_lacks_say_why() {
     let options = |mode| CompileOptions { mode, ..CompileOptions::default() };
     let error = unet().compile(&options(Mode::ReduceOverhead)).unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("CUDA graph"), "{error}");
-    let error = unet().compile_repeated_blocks(&options(Mode::Default)).unwrap_err();
-    assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("twins"), "{error}");
+    let error = unet().compile_repeated_blocks(&options(Mode::ReduceOverhead)).unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("CUDA graph"), "{error}");
     let hooked = unet();
     hooked.enable_layerwise_casting(Kind::Float8e4m3fn, None, None).unwrap();
     let error = hooked.compile(&CompileOptions::default()).unwrap_err();
     assert!(error.to_string().contains("would pass over the hook"), "{error}");
+}
+
+/// A member that another libtorch calls differently would be missed on a GPU only.
+#[test]
+fn libtorch_has_what_cuda_graphs_are_made_of() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let library = maps.split_whitespace().find(|word| word.ends_with("libtorch_cpu.so")).unwrap();
+    let library = std::path::Path::new(library).with_file_name("libtorch_cuda.so");
+    if !library.is_file() {
+        return;
+    }
+    let shim = include_str!("../src/torch/shim/graph.cpp");
+    let names: Vec<_> = shim.split('"').filter(|text| text.starts_with("_ZN2at4cuda")).collect();
+    assert_eq!(names.len(), 8);
+    for name in names {
+        let found = std::process::Command::new("grep").args(["-qaF", name]).arg(&library).status().unwrap();
+        assert!(found.success(), "{name} is not in {}", library.display());
+    }
 }

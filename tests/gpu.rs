@@ -1,5 +1,6 @@
 //! What needs a CUDA device. Without one these tests are reported as ignored: `cargo test -- --ignored gpu` runs them.
 
+mod graphs;
 mod memory;
 mod speed;
 mod streams;

@@ -23,6 +23,7 @@ mod memory_ledger;
 mod offloading;
 mod parity;
 mod prepack;
+mod regional;
 mod safety;
 mod schedulers;
 mod sdxl;

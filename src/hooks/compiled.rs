@@ -31,6 +31,16 @@ pub(crate) fn refuse_bypassed_hooks(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// Refuses hooks that were put around `node` after it was compiled, inside of [`COMPILED_HOOK`].
+pub(crate) fn refuse_inner_hooks(node: &Node) -> Result<()> {
+    match node.hook_names().iter().skip_while(|name| *name != COMPILED_HOOK).nth(1) {
+        None => Ok(()),
+        Some(inner) => Err(Error::Unsupported(format!(
+            "compiled code would pass over the hook `{inner}`, which was put around the block later"
+        ))),
+    }
+}
+
 /// Refuses what puts hooks below compiled modules: below a model that is compiled as a whole, or, if `blocks`, below blocks
 /// as well.
 pub(crate) fn refuse_if_compiled(node: &Node, what: &str, blocks: bool) -> Result<()> {

@@ -10,7 +10,7 @@ mod restore;
 mod transport;
 mod upcasting;
 
-pub(crate) use compiled::{COMPILED_HOOK, MarkCompiled, refuse_bypassed_hooks, refuse_if_compiled};
+pub(crate) use compiled::{COMPILED_HOOK, MarkCompiled, refuse_bypassed_hooks, refuse_if_compiled, refuse_inner_hooks};
 pub use cpu_offload::{ModelOffload, apply_sequential_offloading, remove_sequential_offloading};
 pub use group_offloading::{
     GroupOffloading, GroupOffloadingType, OffloadGroup, apply_group_offloading, apply_group_offloading_on,
@@ -22,6 +22,7 @@ pub use layerwise_casting::{
 };
 pub use prepack::enable_weights_prepack;
 pub(crate) use prepack::refuse_if_prepacked;
+pub(crate) use residency::fills_its_memory;
 pub use restore::restore_weights;
 pub use transport::{Lane, Step, StreamDevice, TransferDevice};
 pub(crate) use upcasting::ComputesIn;

@@ -257,7 +257,7 @@ impl InFile {
 }
 
 /// Whether the elements lie side by side, in whatever order of dimensions.
-fn fills_its_memory(tensor: &Tensor) -> bool {
+pub(crate) fn fills_its_memory(tensor: &Tensor) -> bool {
     let sides = tensor.size().into_iter().zip(tensor.stride()).filter(|(side, _)| *side != 1);
     let mut sides: Vec<_> = sides.collect();
     sides.sort_by_key(|(_, stride)| *stride);

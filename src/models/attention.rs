@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::nn::{LayerNorm, Linear, Module, Node, Scope};
 use crate::torch::TensorExt;
 use std::str::FromStr;
+use std::sync::Arc;
 use tch::Tensor;
 
 /// The non-linearity of a [`FeedForward`]: diffusers' `activation_fn`.
@@ -177,6 +178,7 @@ impl BasicTransformerBlock {
         };
         let norm3 = LayerNorm::new(&scope / "norm3", dim, norm_eps)?;
         let ff = FeedForward::new(&scope / "ff", dim, config.activation_fn)?;
+        scope.attach(Arc::new(config));
         Ok(Self { node: scope.finish::<Self>(), norm1, attn1, cross, norm3, ff, only_cross_attention })
     }
 

@@ -6,13 +6,16 @@
 
 mod blocks;
 mod cache;
+mod captured;
 mod engine;
 mod graphs;
+mod regional;
 
 pub use blocks::CompiledBlocks;
 use blocks::params_of;
 pub(crate) use blocks::{compile_repeated_blocks, disable_compiled_blocks};
 pub use cache::{CacheEntry, cache_entries, cache_folder, clear_cache};
+use captured::Captures;
 pub use engine::Compiled;
 pub(super) use engine::{Compilable, FreeSides, Given};
 use graphs::{Graphs, Slot};
@@ -31,7 +34,7 @@ pub enum Mode {
     /// `default`: recorded as TorchScript, with the weights as constants. It needs no Python and no package.
     #[default]
     Default,
-    /// `reduce-overhead`: the same as one CUDA graph. Not supported yet.
+    /// `reduce-overhead`: the same as a CUDA graph for each size, which one call launches. For models on CUDA.
     ReduceOverhead,
     /// `max-autotune`: an AOTInductor package, which `python -m tch_diffusers.export_aoti` makes.
     MaxAutotune,
@@ -134,9 +137,6 @@ impl CompileOptions {
                 "`reduce-overhead` runs a model as a CUDA graph, and this one is on the CPU: use `default` or `max-autotune`"
                     .into(),
             )),
-            Mode::ReduceOverhead => {
-                Err(Error::Unsupported("`reduce-overhead` is not there yet: use `default` or `max-autotune`".into()))
-            }
             _ => Ok(()),
         }
     }

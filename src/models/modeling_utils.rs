@@ -174,13 +174,13 @@ pub trait ModelMixin: Module + Sized {
         set_weights_prepack(self.node(), false);
     }
 
-    /// Has the blocks that the model is made of again and again run as code of a package made with `--repeated-blocks`: each
-    /// piece is compiled once and loaded once for all its twins, which keep their own weights. Where those move, the code
-    /// follows.
+    /// Has the blocks that the model is made of again and again run compiled: each kind of block is compiled once for all its
+    /// twins, which keep their own weights. Where those move, the code follows. By default blocks are recorded by their first
+    /// forward; with `max-autotune` they run a package made with `--repeated-blocks`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a model without such blocks, or a mode other than `max-autotune`; [`Error::Argument`] for a
-    /// package of another architecture, or none; as [`AotiPackage::load`](crate::torch::AotiPackage::load).
+    /// [`Error::Unsupported`] for a model without such blocks, or for `reduce-overhead`; [`Error::Argument`] for a package of
+    /// another architecture, or none; as [`AotiPackage::load`](crate::torch::AotiPackage::load).
     fn compile_repeated_blocks(&self, options: &CompileOptions) -> Result<CompiledBlocks> {
         compile_repeated_blocks(self, options)
     }

@@ -11,6 +11,7 @@ use crate::nn::{Activation, Conv2d, Conv2dConfig, GroupNorm, Linear, Module, Nod
 use crate::torch::{NumberExt, TensorExt};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
+use std::sync::Arc;
 use tch::Tensor;
 
 /// How the time embedding enters a [`ResnetBlock2D`]: `resnet_time_scale_shift` in `config.json`.
@@ -181,6 +182,7 @@ impl ResnetBlock2D {
         let shortcut = || make(&scope / "conv_shortcut", in_channels, last_channels, Conv2dConfig::POINTWISE);
         let use_in_shortcut = config.use_in_shortcut.unwrap_or(in_channels != last_channels);
         let conv_shortcut = use_in_shortcut.then(shortcut).transpose()?;
+        scope.attach(Arc::new(config));
         let node = scope.finish::<Self>();
         Ok(Self { node, norm1, resampler, conv1, time_emb_proj, norm2, conv2, conv_shortcut, config })
     }

@@ -91,6 +91,7 @@ pub(super) struct NamedHook {
 }
 
 /// The hooks that are still to run, and the module behind them.
+#[derive(Clone, Copy)]
 pub struct Next<'a> {
     pub(super) node: &'a Node,
     pub(super) hooks: &'a [NamedHook],

@@ -24,6 +24,7 @@ pub use fused_linear::FusedLinear;
 pub use hook::{BroughtWeights, Hook, Next};
 pub use linear::Linear;
 pub use lora::{Fusion, LORA_HOOK, LoraLayer, LoraScale, LoraWeights, lora_dtype, lora_shapes, replace_lora_scale};
+pub(crate) use node::Setting;
 pub use node::{Module, Node, Param};
 pub use norm::{GroupNorm, LayerNorm, RMSNorm};
 pub use scope::{RandomWeights, Scope, Weights};

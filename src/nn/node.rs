@@ -4,6 +4,7 @@ use super::hook::{BroughtWeights, Hook, NamedHook, Next};
 use crate::error::{Error, Result};
 use crate::torch::{DeviceExt, KindExt, MappedTensor, MemoryFormat};
 use std::any::Any;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tch::{Device, Kind, Tensor};
@@ -47,6 +48,11 @@ impl Param {
     }
 }
 
+/// What a module shares with whoever walks the tree. How it is written down says how the module computes.
+pub(crate) trait Setting: Any + Debug + Send + Sync {}
+
+impl<T: Any + Debug + Send + Sync> Setting for T {}
+
 /// A module's place in the tree: path, class, weights, children, hooks. Clones are the same place.
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Inner>);
@@ -58,7 +64,7 @@ struct Inner {
     params: Mutex<Vec<(String, Param)>>,
     children: Mutex<Vec<(String, Node)>>,
     hooks: Mutex<Vec<NamedHook>>,
-    setting: OnceLock<Arc<dyn Any + Send + Sync>>,
+    setting: OnceLock<Arc<dyn Setting>>,
     /// Whether `hooks` holds any: what a forward without hooks looks at instead of taking the lock.
     hooked: AtomicBool,
 }
@@ -76,7 +82,7 @@ impl Node {
         lock(&self.0.params).push((name.into(), param));
     }
 
-    pub(super) fn attach(&self, setting: Arc<dyn Any + Send + Sync>) {
+    pub(super) fn attach(&self, setting: Arc<dyn Setting>) {
         self.0.setting.get_or_init(|| setting);
     }
 
@@ -224,7 +230,24 @@ impl Node {
     /// The setting that this node's module shares with whoever walks the tree, if it has one of this type.
     #[must_use]
     pub fn setting<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        self.0.setting.get().and_then(|setting| setting.clone().downcast().ok())
+        let setting: Arc<dyn Any + Send + Sync> = self.0.setting.get()?.clone();
+        setting.downcast().ok()
+    }
+
+    /// The settings of this node and of all below it, by their path from here.
+    pub(crate) fn settings(&self) -> Vec<(String, Arc<dyn Setting>)> {
+        let setting = |node: Self| Some((self.relative(node.path()).to_string(), node.0.setting.get()?.clone()));
+        self.walk().into_iter().filter_map(setting).collect()
+    }
+
+    /// Every weight at or below this node, by its path from here, in the order of construction.
+    pub(crate) fn relative_params(&self) -> Vec<(String, Param)> {
+        self.params().into_iter().map(|(key, param)| (self.relative(&key).to_string(), param)).collect()
+    }
+
+    /// What follows this node's path in `path`.
+    fn relative<'a>(&self, path: &'a str) -> &'a str {
+        path.strip_prefix(self.path()).unwrap_or(path).trim_start_matches('.')
     }
 
     /// The dtype that is computed in: what a hook says that casts weights, or else that of the first floating-point

@@ -4,6 +4,7 @@ use super::node::{Module, Node, Param, join};
 use crate::error::Result;
 use crate::torch::{Generator, MappedTensor, NumberExt};
 use std::any::Any;
+use std::fmt::Debug;
 use std::ops::Div;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
@@ -84,7 +85,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Shares `setting` with whoever walks the tree: [`Node::setting`] finds it. A node has one, the first.
-    pub fn attach<T: Any + Send + Sync>(&self, setting: Arc<T>) {
+    pub fn attach<T: Any + Debug + Send + Sync>(&self, setting: Arc<T>) {
         self.node.attach(setting);
     }
 

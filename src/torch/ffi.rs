@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub(super) mod aoti;
+pub(super) mod graph;
 mod memory;
 pub(super) mod number;
 pub(super) mod prepack;

@@ -3,6 +3,7 @@
 
 mod aoti;
 mod attention;
+mod cuda_graph;
 mod ext;
 mod ffi;
 mod mapped_file;
@@ -22,6 +23,7 @@ pub use aoti::{
     AotiConstant, AotiContract, AotiDimension, AotiInput, AotiModel, AotiPackage, AotiSide, AotiTerms, LoadedWeights,
 };
 pub use attention::{SDPBackend, attention_by, scaled_dot_product_attention, sdpa_kernel, sdpa_kernels};
+pub use cuda_graph::{CudaGraph, CudaGraphPool};
 pub use ext::{DeviceExt, KindExt, TensorExt};
 pub use mapped_file::{MappedFile, MappedTensor};
 pub use memory::{MemoryTracker, is_pinned, peak_resident, resident};

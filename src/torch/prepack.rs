@@ -2,6 +2,7 @@
 
 use super::ffi::prepack::RawPacked;
 use crate::error::Result;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::Tensor;
 
@@ -9,8 +10,15 @@ use tch::Tensor;
 ///
 /// libtorch lays the weight out anew in each call on the CPU. Kept, the result is the same to the bit, and what it costs
 /// is a second copy of the weight. It is made for inputs of one shape, and anew for another shape or weight.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct PackedConv2d(Mutex<Option<Arc<RawPacked>>>);
+
+// What is packed at the moment says nothing of how the convolution computes.
+impl fmt::Debug for PackedConv2d {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("PackedConv2d").finish_non_exhaustive()
+    }
+}
 
 impl PackedConv2d {
     /// The convolution of `input`, with `stride` and `padding` the same both ways; and whether the weight was laid out anew

@@ -192,6 +192,15 @@ impl TracedModule {
         self.read().arity()
     }
 
+    /// How many tensors with dimensions the recorded operations hold as constants: those that were neither weights nor inputs
+    /// when the module was traced, and weights once it is frozen.
+    ///
+    /// # Errors
+    /// If the module has no forward.
+    pub fn num_tensor_constants(&self) -> Result<usize> {
+        self.read().tensor_constants()
+    }
+
     /// The recorded operations, as TorchScript prints them.
     ///
     /// # Errors

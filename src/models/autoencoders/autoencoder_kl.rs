@@ -217,6 +217,9 @@ impl ModelMixin for AutoencoderKL {
     const CLASS_NAME: &'static str = "AutoencoderKL";
     const GROUP_OFFLOAD_BLOCK_MODULES: &'static [&'static str] =
         &["quant_conv", "post_quant_conv", "encoder", "decoder"];
+    // Differs from diffusers: there, a VAE has none. The decoder's blocks differ from each other in their channels, but what
+    // they are made of comes again: SD's 14 residual blocks are of 5 kinds, and do nearly all of the work.
+    const REPEATED_BLOCKS: &'static [&'static str] = &["ResnetBlock2D"];
     const KEYS: KeyMap = |key| Some(legacy_key(key).unwrap_or_else(|| key.into()));
 
     fn from_scope(config: AutoencoderKLConfig, scope: Scope<'_>) -> Result<Self> {

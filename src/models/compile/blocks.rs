@@ -1,11 +1,12 @@
 //! Regional compilation: code of one block for all of its twins, each with its own weights.
 
-use super::{CompileOptions, Mode};
+use super::regional::{RecordedBlock, Recordings};
+use super::{CompileOptions, CompileStats, Mode};
 use crate::error::{Error, Result};
-use crate::hooks::{COMPILED_HOOK, refuse_bypassed_hooks};
+use crate::hooks::{COMPILED_HOOK, refuse_bypassed_hooks, refuse_inner_hooks};
 use crate::models::ModelMixin;
 use crate::nn::{Hook, Next, Node, Param};
-use crate::torch::{AotiModel, AotiTerms};
+use crate::torch::{AotiModel, AotiTerms, is_tracing};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,18 +17,40 @@ use tch::Tensor;
 pub struct CompiledBlocks {
     /// The paths of the blocks that run compiled.
     pub blocks: Vec<String>,
-    /// Pieces of code: one for all blocks that are made alike.
+    /// Pieces of code: one for all blocks that are made alike. Those of [`Mode::Default`] are recorded by the first forward.
     pub graphs: usize,
-    /// How long compiling them took where the package was made.
+    /// How long compiling them took where the package was made; none for [`Mode::Default`], see [`CompiledBlocks::stats`].
     pub compile_time: Duration,
-    eager_calls: Arc<AtomicUsize>,
+    code: Code,
+}
+
+/// What runs in the place of the blocks.
+#[derive(Clone, Debug)]
+enum Code {
+    Package { eager_calls: Arc<AtomicUsize> },
+    Recordings(Arc<Recordings>),
 }
 
 impl CompiledBlocks {
     /// How often a block itself ran, because the code does not take such inputs.
     #[must_use]
     pub fn eager_calls(&self) -> usize {
-        self.eager_calls.load(Ordering::Relaxed)
+        self.stats().eager_calls
+    }
+
+    /// What was compiled so far. What a block needs for its first forward in [`Mode::Default`] is part of the time of
+    /// recording it.
+    #[must_use]
+    pub fn stats(&self) -> CompileStats {
+        match &self.code {
+            Code::Recordings(recordings) => recordings.stats(),
+            Code::Package { eager_calls } => CompileStats {
+                graphs: self.graphs,
+                recompilations: 0,
+                eager_calls: eager_calls.load(Ordering::Relaxed),
+                compile_time: self.compile_time,
+            },
+        }
     }
 }
 
@@ -58,12 +81,12 @@ impl CompiledBlock {
 
 impl Hook for CompiledBlock {
     fn around(&self, node: &Node, inputs: &[Tensor], next: Next<'_>) -> Result<Vec<Tensor>> {
-        refuse_bypassed_hooks(node)?;
-        if let Some(inner) = node.hook_names().iter().skip_while(|name| *name != COMPILED_HOOK).nth(1) {
-            return Err(Error::Unsupported(format!(
-                "compiled code would pass over the hook `{inner}`, which was put around the block later"
-            )));
+        // In a trace its results would be constants.
+        if is_tracing() {
+            return next.run(inputs);
         }
+        refuse_bypassed_hooks(node)?;
+        refuse_inner_hooks(node)?;
         let contiguous = inputs.iter().map(Tensor::f_contiguous).collect::<Result<Vec<_>, _>>()?;
         let weights: Vec<_> = self.weights.iter().map(Param::get).collect();
         // Masks come as further inputs.
@@ -103,11 +126,14 @@ pub(crate) fn compile_repeated_blocks<M: ModelMixin>(model: &M, options: &Compil
         return Err(Error::Unsupported(format!("a {} has no repeated blocks", M::CLASS_NAME)));
     }
     options.refuse_cuda_graphs(node.execution_device())?;
-    if options.mode == Mode::Default {
+    if options.mode == Mode::ReduceOverhead {
         return Err(Error::Unsupported(
-            "a trace holds its block's own weights, and twins cannot share it: repeated blocks need `max-autotune`"
+            "`reduce-overhead` is for whole models: a CUDA graph reads weights where they were, and twins have their own"
                 .into(),
         ));
+    }
+    if options.mode == Mode::Default {
+        return record_blocks(node, M::REPEATED_BLOCKS, options);
     }
     let package = options.package_for(model, true)?;
     let (device, eager_calls) = (node.execution_device(), Arc::default());
@@ -131,7 +157,21 @@ pub(crate) fn compile_repeated_blocks<M: ModelMixin>(model: &M, options: &Compil
         block.add_hook(COMPILED_HOOK, hook);
     }
     let compile_time = Duration::from_secs_f64(package.contract().compile_seconds.max(0.0));
-    Ok(CompiledBlocks { blocks, graphs: package.contract().models.len(), compile_time, eager_calls })
+    let code = Code::Package { eager_calls };
+    Ok(CompiledBlocks { blocks, graphs: package.contract().models.len(), compile_time, code })
+}
+
+/// Has the blocks of `classes` recorded by their first forwards.
+fn record_blocks(node: &Node, classes: &[&str], options: &CompileOptions) -> Result<CompiledBlocks> {
+    let blocks: Vec<_> = node.walk().into_iter().filter(|block| classes.contains(&block.class())).collect();
+    blocks.iter().try_for_each(refuse_bypassed_hooks)?;
+    let recordings = Arc::new(Recordings::new(options, &blocks)?);
+    for block in &blocks {
+        block.add_hook(COMPILED_HOOK, RecordedBlock::new(block, &recordings));
+    }
+    let graphs = recordings.kinds();
+    let blocks = blocks.iter().map(|block| block.path().to_string()).collect();
+    Ok(CompiledBlocks { blocks, graphs, compile_time: Duration::ZERO, code: Code::Recordings(recordings) })
 }
 
 /// Has the blocks run as modules again; says whether any was compiled.

@@ -1,11 +1,12 @@
 //! What runs in the place of a model: traces of it or a package, and the model itself where those do not take the inputs.
 
-use super::{CompileOptions, CompileStats, Graphs, Mode, Slot, params_of};
+use super::{Captures, CompileOptions, CompileStats, Graphs, Mode, Slot, params_of};
 use crate::error::{Error, Result};
 use crate::hooks::{COMPILED_HOOK, MarkCompiled, refuse_bypassed_hooks};
 use crate::models::ModelMixin;
 use crate::nn::{Module, Param};
 use crate::torch::{AotiModel, KindExt, TracedModule};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tch::{Kind, Tensor};
@@ -81,7 +82,8 @@ pub(in crate::models) struct Engine {
 
 #[derive(Debug)]
 enum Code {
-    Graphs(Graphs),
+    /// Traces, which are captured as CUDA graphs for [`Mode::ReduceOverhead`].
+    Graphs(Graphs, Option<Captures>),
     Package(Box<Package>),
 }
 
@@ -133,7 +135,8 @@ impl Engine {
         options.refuse_cuda_graphs(model.node().execution_device())?;
         refuse_bypassed_hooks(model.node())?;
         let code = match options.mode {
-            Mode::Default | Mode::ReduceOverhead => Code::Graphs(Graphs::default()),
+            Mode::Default => Code::Graphs(Graphs::default(), None),
+            Mode::ReduceOverhead => Code::Graphs(Graphs::default(), Some(Captures::new(options.fullgraph))),
             Mode::MaxAutotune | Mode::MaxAutotuneNoCudagraphs => Code::Package(Box::new(Package::new(model, options)?)),
         };
         Ok(Self { options: options.clone(), code, eager_calls: AtomicUsize::new(0) })
@@ -143,7 +146,10 @@ impl Engine {
     pub(in crate::models) fn stats(&self) -> CompileStats {
         let eager_calls = self.eager_calls.load(Ordering::Relaxed);
         match &self.code {
-            Code::Graphs(graphs) => CompileStats { eager_calls, ..graphs.stats() },
+            Code::Graphs(graphs, captures) => {
+                let stats = CompileStats { eager_calls, ..graphs.stats() };
+                captures.as_ref().map_or(stats, |captures| captures.add_to(stats))
+            }
             Code::Package(package) => {
                 CompileStats { graphs: 1, recompilations: 0, eager_calls, compile_time: package.compile_time }
             }
@@ -153,7 +159,7 @@ impl Engine {
     /// Runs on these inputs; `model` itself does where the code does not take them, unless that is to be an error.
     pub(in crate::models) fn run<M: Compilable>(&self, model: &M, given: &Given<'_>) -> Result<Tensor> {
         let made = match &self.code {
-            Code::Graphs(graphs) => self.run_graph(graphs, model, given),
+            Code::Graphs(graphs, captures) => self.run_graph(graphs, captures.as_ref(), model, given),
             Code::Package(package) => package.run(model, given),
         };
         match made {
@@ -166,9 +172,23 @@ impl Engine {
         }
     }
 
-    fn run_graph<M: Compilable>(&self, graphs: &Graphs, model: &M, given: &Given<'_>) -> Result<Tensor> {
-        let graph = graphs.of(model.node(), |any| self.kinds(model, given, any), |_| trace(model, given))?;
-        only(graph.forward(&given.tensors())?)
+    fn run_graph<M: Compilable>(
+        &self,
+        graphs: &Graphs,
+        captures: Option<&Captures>,
+        model: &M,
+        given: &Given<'_>,
+    ) -> Result<Tensor> {
+        let recorded = Cell::new(None);
+        let graph = graphs.of(model.node(), |any| self.kinds(model, given, any), |_| trace(model, given, &recorded))?;
+        // Recording is a forward: its result is the model's own.
+        if let Some(output) = recorded.take() {
+            return Ok(output);
+        }
+        only(match captures {
+            Some(captures) => captures.run(model.node().device(), &graph, &given.tensors())?,
+            None => graph.forward(&given.tensors())?,
+        })
     }
 
     /// Which graphs would do for these inputs, the last of which is to be made if there is none. `any` says that there is one
@@ -191,11 +211,14 @@ impl Engine {
     }
 }
 
-fn trace<M: Compilable>(model: &M, given: &Given<'_>) -> Result<TracedModule> {
+/// The trace, and what the model gave while it was `recorded`.
+fn trace<M: Compilable>(model: &M, given: &Given<'_>, recorded: &Cell<Option<Tensor>>) -> Result<TracedModule> {
     let names: Vec<_> = given.0.iter().map(|(name, tensor)| (name.as_str(), *tensor)).collect();
     let run = |tensors: &[Tensor]| {
         let given = names.iter().zip(tensors).map(|((name, _), tensor)| ((*name).to_string(), tensor));
-        Ok(vec![model.run_on(&Given(given.collect()))?])
+        let output = model.run_on(&Given(given.collect()))?;
+        recorded.set(Some(output.shallow_clone()));
+        Ok(vec![output])
     };
     TracedModule::trace(M::CLASS_NAME, &model.node().state_dict(), &names, run)?.freeze()
 }

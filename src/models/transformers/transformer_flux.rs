@@ -248,6 +248,7 @@ impl ModelMixin for FluxTransformer2DModel {
 
     const CLASS_NAME: &'static str = "FluxTransformer2DModel";
     const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &["pos_embed", "norm"];
+    const REPEATED_BLOCKS: &'static [&'static str] = &["FluxTransformerBlock", "FluxSingleTransformerBlock"];
 
     fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self> {
         Self::new(config, scope)

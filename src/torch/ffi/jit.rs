@@ -51,6 +51,7 @@ unsafe extern "C" {
     fn tds_jit_to_memory_format(module: *mut c_void, format: c_int, error: Message) -> c_int;
     fn tds_jit_parameters(module: *mut c_void, parameters: *mut c_void, names: Message, error: Message) -> c_int;
     fn tds_jit_arity(module: *mut c_void, out: *mut c_int, error: Message) -> c_int;
+    fn tds_jit_tensor_constants(module: *mut c_void, out: *mut c_int, error: Message) -> c_int;
     fn tds_jit_graph(module: *mut c_void, out: Message, error: Message) -> c_int;
 }
 
@@ -247,6 +248,13 @@ impl RawModule {
         // SAFETY: the pointer is a live module, and `arity` outlives the call.
         checked(|error| unsafe { tds_jit_arity(self.0, &mut arity, error) })?;
         Ok(usize::try_from(arity).unwrap_or_default())
+    }
+
+    pub(in crate::torch) fn tensor_constants(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: the pointer is a live module, and `count` outlives the call.
+        checked(|error| unsafe { tds_jit_tensor_constants(self.0, &mut count, error) })?;
+        Ok(usize::try_from(count).unwrap_or_default())
     }
 
     pub(in crate::torch) fn graph(&self) -> Result<String> {

@@ -75,6 +75,22 @@ void own_memory(const Module& module) {
   });
 }
 
+// Constants with dimensions.
+int count_tensors(torch::jit::Block& block) {
+  using torch::jit::AttributeKind;
+  int count = 0;
+  for (auto* node : block.nodes()) {
+    for (auto name : node->attributeNames()) {
+      auto kind = node->kindOf(name);
+      if (kind == AttributeKind::t) count += node->t(name).dim() > 0;
+      if (kind == AttributeKind::ts) count += static_cast<int>(node->ts(name).size());
+      if (kind == AttributeKind::ival) count += node->ival(name).isTensor() && node->ival(name).toTensor().dim() > 0;
+    }
+    for (auto* inner : node->blocks()) count += count_tensors(*inner);
+  }
+  return count;
+}
+
 void flatten(const c10::IValue& value, Tensors& tensors) {
   if (value.isTensor()) {
     tensors.push_back(value.toTensor());
@@ -211,6 +227,13 @@ SHIM int tds_jit_parameters(void* module, void* parameters, char** names, char**
       lines << parameter.name << '\n';
     }
     *names = strdup(lines.str().c_str());
+  });
+}
+
+// Counts tensors with dimensions that `forward` holds as constants.
+SHIM int tds_jit_tensor_constants(void* module, int* out, char** error) {
+  return guarded(error, [&] {
+    *out = count_tensors(*module_at(module).get_method("forward").graph()->block());
   });
 }
 

@@ -76,12 +76,12 @@ bench: build python
 
 bench-speed: build python
 	@scripts/setup.sh bench
-	cargo build --release --example bench_speed
+	cargo build --release --example bench_speed --example bench_sizes
 	$(PYTHON_ENV) benchmarks/speed.py
 
 bench-gpu: build python
 	@scripts/setup.sh bench
-	cargo build --release --example bench_speed
+	cargo build --release --example bench_speed --example bench_sizes
 	$(PYTHON_ENV) benchmarks/speed.py --device cuda
 
 bench-memory: build python

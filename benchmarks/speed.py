@@ -104,6 +104,29 @@ def packages(table: Table, row: Row, device: str, environment: dict[str, str]) -
     return cache
 
 
+def sizes(device: str) -> list[dict]:
+    """How often each mode compiles for a sequence of sizes; the packages are those of the table of the bundled model."""
+    if device != "cpu":
+        return []
+    command = [str(ROOT / "target/release/examples/bench_sizes"), str(SHAPES / "unet"), str(dynamic_package())]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode != 0:
+        say(f"sizes: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+    return [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]
+
+
+def dynamic_package() -> Path:
+    """A cache with a package of the bundled model's UNet for all sizes, made by Python where there is none yet."""
+    cache = MODELS / "compiled" / "shapes-dynamic"
+    if not list(cache.glob("aoti/*.pt2")):
+        exporter = ROOT / "python/tch_diffusers/export_aoti.py"
+        command = [sys.executable, str(exporter), str(SHAPES), "--component", "unet", "--dynamic"]
+        made = subprocess.run(command, env=os.environ | {"TCH_DIFFUSERS_CACHE": str(cache)}, capture_output=True, text=True)
+        if made.returncode != 0:
+            say(f"sizes: {(made.stderr.strip().splitlines() or ['the package was not made'])[-1]}")
+    return cache
+
+
 def available_gib(device: str) -> float:
     """Memory that a process could take now."""
     if device.startswith("cuda"):
@@ -287,6 +310,7 @@ def main() -> None:
     place = (MODELS if options.quick else HERE / "results") / name
     about = machine() | ({"gpu": speed_report.gpu()} if device != "cpu" else {})
     rates, measured = speed_floor.rates(dtypes, device), {}
+    in_turn = sizes(device)
     # The short ones first; what is known is written each time.
     for table in reversed(wanted):
         work = speed_floor.work(table.model, table.folder, table.latent, table.batch)
@@ -294,7 +318,8 @@ def main() -> None:
             measured[table.name] = known | {"work": work}
             rates = speed_floor.faster(rates, speed_floor.rates(dtypes, device))
             found = [measured[table.name] for table in wanted if table.name in measured]
-            write({"machine": about, "side": options.side, "rates": rates, "tables": found}, device, place)
+            results = {"machine": about, "side": options.side, "rates": rates, "tables": found, "sizes": in_turn}
+            write(results, device, place)
     print(place.with_suffix(".md").read_text())
 
 

@@ -56,6 +56,7 @@ def bars(tables: list[dict], device: str) -> list[dict]:
             found.append(bar(f"best mode in {dtype}, of diffusers eager", fastest(ours), named(theirs, eager), bound))
             compiled = fastest([row for row in theirs if "compile" in row["name"]])
             found.append(bar(f"best mode in {dtype}, of diffusers + torch.compile", fastest(ours), compiled, 0.95))
+        found += regional_bars(timed(table, OURS, "float32"))
     elif "unet" in by_name:
         ours, theirs = timed(by_name["unet"], OURS, "float16"), timed(by_name["unet"], DIFFUSERS, "float16")
         text = "best mode without graphs at least 1.3 times as fast as diffusers eager, fp16"
@@ -66,6 +67,21 @@ def bars(tables: list[dict], device: str) -> list[dict]:
         found.append(bar(f"{text}: eager", named(ours, "original"), named(theirs, "original"), 0.85))
         found.append(bar(f"{text}: best mode", fastest(ours), named(theirs, "original"), 0.85))
     return found
+
+
+WHOLE = "compiled, default, channels_last"
+REGIONAL = "compiled, default, repeated blocks, channels_last"
+
+
+def regional_bars(rows: list[dict]) -> list[dict]:
+    """Blocks that are compiled once for all twins, against the whole model."""
+    whole, regional = named(rows, WHOLE), named(rows, REGIONAL)
+    text = "repeated blocks at most 1.05 times the time of the whole model compiled"
+    found = [bar(text, regional, whole, 1.05)]
+    both = whole and regional
+    value = regional["compile_seconds"] / whole["compile_seconds"] if both else None
+    text = "repeated blocks compiled in at most a fifth of the whole model's time"
+    return [*found, {"bar": text, "bound": 0.2, "value": value, "row": REGIONAL if both else None}]
 
 
 def verdict(entry: dict) -> str:
@@ -101,6 +117,10 @@ def table_text(table: dict, rates: dict) -> str:
         *map(row_line, table["rows"]),
         "",
     ]
+    compiled = [row for row in table["rows"] if row.get("compile_seconds")]
+    if compiled:
+        times = ", ".join(f"{row['side']}: {row['name']} {duration(row['compile_seconds'])}" for row in compiled)
+        lines += [f"Compiled in: {times}.", ""]
     for dtype, seconds in floors.items():
         lines.append(
             f"Floor in {dtype}: {duration(seconds)}, {table['work']['operations'] / 1e12:.3f} T operations at "
@@ -140,6 +160,25 @@ def profile_text(table: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sizes_text(rows: list[dict]) -> str:
+    """How often each mode compiles for pictures of twelve sizes."""
+    lines = [
+        f"### {rows[0].get('sizes', 12)} sizes in turn, the bundled model's UNet",
+        "",
+        "| mode | recompilations | graphs kept | forwards of the model itself | compiling | all forwards | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "note" in row:
+            lines.append(f"| {row['name']} | {row['note']} | | | | | |")
+            continue
+        lines.append(
+            f"| {row['name']} | {row['recompilations']} | {row['graphs']} | {row['eager_calls']} "
+            f"| {duration(row['compile_seconds'])} | {duration(row['seconds'])} | {row['difference']:.1e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def markdown(results: dict) -> str:
     about, rates = results["machine"], results["rates"]
     products = ", ".join(f"{dtype} {rate / 1e9:.0f} G operations/s" for dtype, rate in rates["matmul"].items())
@@ -153,6 +192,8 @@ def markdown(results: dict) -> str:
     ]
     for table in results["tables"]:
         parts += [table_text(table, rates), profile_text(table)]
+    if results.get("sizes"):
+        parts.append(sizes_text(results["sizes"]))
     return "\n".join(parts)
 
 

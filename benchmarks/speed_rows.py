@@ -55,6 +55,7 @@ def unet_cpu(bfloat16: bool) -> list[Row]:
         Row(OURS, "traced, frozen, channels_last", "channels_last,traced,frozen", gib=5.0),
         Row(OURS, "traced, frozen, optimize_for_inference", "traced,optimized", gib=8.5),
         Row(OURS, "compiled, default, channels_last", "channels_last,compile-default", gib=5.0),
+        Row(OURS, "compiled, default, repeated blocks, channels_last", "channels_last,blocks-default", gib=3.5),
         Row(OURS, "compiled, AOTInductor", "channels_last,compile-max-autotune", gib=4.5),
         Row(DIFFUSERS, "torch.compile, default", "compile-default", gib=4.0),
         Row(DIFFUSERS, "torch.compile, max-autotune", "compile-max-autotune", gib=5.0),
@@ -82,6 +83,7 @@ def vae_cpu() -> list[Row]:
         Row(OURS, "Winograd, channels_last", "channels_last,winograd", gib=3.5),
         Row(OURS, "traced", "traced", gib=3.5),
         Row(OURS, "traced, frozen, channels_last", "channels_last,traced,frozen", gib=3.5),
+        Row(OURS, "compiled, default, repeated blocks, channels_last", "channels_last,blocks-default", gib=3.5),
         Row(DIFFUSERS, "channels_last", "channels_last", gib=3.5),
     ]
 
@@ -112,6 +114,8 @@ def unet_cuda() -> list[Row]:
         Row(OURS, "fp16, memory-efficient attention", "_native_efficient", half, 3.0),
         Row(OURS, "fp16, best: channels_last, fused, auto-tuner", best, half, 4.0),
         Row(OURS, "fp16, best, traced, frozen", f"{best},traced,frozen", half, 5.0),
+        Row(OURS, "fp16, best, compiled, default", f"{best},compile-default", half, 5.0),
+        Row(OURS, "fp16, best, compiled, reduce-overhead", f"{best},compile-reduce-overhead", half, 6.0),
         Row(DIFFUSERS, "TF32", "tf32", gib=5.0),
         Row(DIFFUSERS, "fp16", dtype=half, gib=3.0),
         Row(DIFFUSERS, "fp16, channels_last", "channels_last", half, 3.0),

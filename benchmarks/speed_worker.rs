@@ -8,10 +8,11 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::io::{BufRead, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::models::autoencoders::AutoencoderKL;
-use tch_diffusers::models::compile::CompileOptions;
+use tch_diffusers::models::compile::{CompileOptions, CompileStats};
 use tch_diffusers::models::traced::TracedModel;
 use tch_diffusers::models::unets::{TracedUNet, UNet, UNet2DConditionModel, UNetInputs};
 use tch_diffusers::models::{ModelMixin, To, TraceOptions, Traceable, VaeDecoder, trace_with};
@@ -23,6 +24,9 @@ use tch_diffusers::{DeviceExt, Generator, KindExt, MemoryFormat};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 type Run = Box<dyn Fn() -> tch_diffusers::Result<Tensor>>;
+
+/// What was compiled so far, where anything is.
+type Stats = Box<dyn Fn() -> CompileStats>;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,17 +48,22 @@ fn main() -> anyhow::Result<()> {
     let before = memory("VmHWM")?;
     let tracker = device.is_cuda().then(|| MemoryTracker::start(device)).transpose()?;
     let start = Instant::now();
-    let run = match *model {
+    let (run, stats) = match *model {
         "unet" => subject.unet()?,
         "vae" => subject.vae()?,
         other => bail!("unknown model {other}"),
     };
     // TorchScript looks on for one run and rewrites the module in the next.
-    for _ in 0..if subject.has("traced") || subject.has("compile-default") { 2 } else { 1 } {
+    let is_recorded = ["traced", "compile-default", "compile-reduce-overhead", "blocks-default"];
+    for _ in 0..if is_recorded.iter().any(|mode| subject.has(mode)) { 2 } else { 1 } {
         drop(run()?);
     }
     let prepared = start.elapsed().as_secs_f64();
-    answer(&json!({"prepare_seconds": prepared, "prepare_peak_bytes": peak(tracker.as_ref(), before)?}))?;
+    let compile_seconds = stats.map(|stats| stats().compile_time.as_secs_f64());
+    answer(&json!({
+        "prepare_seconds": prepared, "prepare_peak_bytes": peak(tracker.as_ref(), before)?,
+        "compile_seconds": compile_seconds,
+    }))?;
     serve(&run, device, tracker, before)
 }
 
@@ -77,7 +86,7 @@ struct Subject<'a> {
 
 impl Subject<'_> {
     /// One call of the UNet, as a step with guidance makes it.
-    fn unet(&self) -> anyhow::Result<Run> {
+    fn unet(&self) -> anyhow::Result<(Run, Option<Stats>)> {
         let unet = UNet2DConditionModel::from_pretrained(self.folder);
         let unet = unet.torch_dtype(self.kind).device(self.device).load()?;
         self.apply(&unet)?;
@@ -86,17 +95,35 @@ impl Subject<'_> {
             .map(|shape| generator.randn(&shape[..], Kind::Float));
         let (sample, text) = (self.placed(&sample?)?, self.placed(&text?)?);
         let timestep = self.placed(&Tensor::f_from_slice(&[500f32])?)?;
-        if let Some(mode) = self.modes.iter().find_map(|mode| mode.strip_prefix("compile-")) {
-            let options = CompileOptions { mode: mode.parse()?, fullgraph: true, ..CompileOptions::default() };
-            let unet = unet.compile(&options)?;
-            return Ok(Box::new(move || UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))));
+        if let Some(options) = self.compile_options("compile-")? {
+            let unet = Arc::new(unet.compile(&options)?);
+            let stats: Stats = Box::new({
+                let unet = unet.clone();
+                move || unet.stats()
+            });
+            let run = move || UNet::forward(&*unet, &UNetInputs::new(&sample, &timestep, &text));
+            return Ok((Box::new(run), Some(stats)));
         }
+        let stats = self.compile_blocks(&unet)?;
         if !self.has("traced") {
-            return Ok(Box::new(move || UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text))));
+            let run = move || UNet::forward(&unet, &UNetInputs::new(&sample, &timestep, &text));
+            return Ok((Box::new(run), stats));
         }
         let inputs = [&sample, &timestep, &text].map(Tensor::shallow_clone);
         let traced = TracedUNet::new(self.trace(unet, &inputs)?)?;
-        Ok(Box::new(move || traced.forward(&UNetInputs::new(&sample, &timestep, &text))))
+        Ok((Box::new(move || traced.forward(&UNetInputs::new(&sample, &timestep, &text))), None))
+    }
+
+    /// How the model is to be compiled, by the mode that begins with `prefix`.
+    fn compile_options(&self, prefix: &str) -> anyhow::Result<Option<CompileOptions>> {
+        let Some(mode) = self.modes.iter().find_map(|mode| mode.strip_prefix(prefix)) else { return Ok(None) };
+        Ok(Some(CompileOptions { mode: mode.parse()?, fullgraph: true, ..CompileOptions::default() }))
+    }
+
+    fn compile_blocks(&self, model: &impl ModelMixin) -> anyhow::Result<Option<Stats>> {
+        let Some(options) = self.compile_options("blocks-")? else { return Ok(None) };
+        let made = model.compile_repeated_blocks(&options)?;
+        Ok(Some(Box::new(move || made.stats())))
     }
 
     fn text_width(&self, unet: &UNet2DConditionModel) -> anyhow::Result<i64> {
@@ -105,17 +132,18 @@ impl Subject<'_> {
     }
 
     /// Latents to a picture.
-    fn vae(&self) -> anyhow::Result<Run> {
+    fn vae(&self) -> anyhow::Result<(Run, Option<Stats>)> {
         let vae = AutoencoderKL::from_pretrained(self.folder).torch_dtype(self.kind).device(self.device).load()?;
         self.apply(&vae)?;
         let latents = self.placed(&Generator::cpu(0)?.randn(&self.shape[..], Kind::Float)?)?;
+        let stats = self.compile_blocks(&vae)?;
         if !self.has("traced") {
-            return Ok(Box::new(move || vae.decode(&latents)));
+            return Ok((Box::new(move || vae.decode(&latents)), stats));
         }
         let decoder = self.trace(VaeDecoder(&vae), &[latents.shallow_clone()])?;
         drop(vae);
         let decoder = TracedModel::new(decoder)?;
-        Ok(Box::new(move || decoder.forward(&latents)))
+        Ok((Box::new(move || decoder.forward(&latents)), None))
     }
 
     fn has(&self, mode: &str) -> bool {
@@ -140,7 +168,7 @@ impl Subject<'_> {
                     Switch::CudnnAllowTf32.set(true)?;
                 }
                 "traced" | "frozen" | "optimized" => {}
-                mode if mode.starts_with("compile-") => {}
+                mode if mode.starts_with("compile-") || mode.starts_with("blocks-") => {}
                 backend => model.set_attention_backend(backend.parse()?),
             }
         }

@@ -83,7 +83,7 @@ pub(in crate::models) struct Engine {
 #[derive(Debug)]
 enum Code {
     /// Traces, which are captured as CUDA graphs for [`Mode::ReduceOverhead`].
-    Graphs(Graphs, Option<Captures>),
+    Graphs(Graphs, Option<Box<Captures>>),
     Package(Box<Package>),
 }
 
@@ -136,7 +136,7 @@ impl Engine {
         refuse_bypassed_hooks(model.node())?;
         let code = match options.mode {
             Mode::Default => Code::Graphs(Graphs::default(), None),
-            Mode::ReduceOverhead => Code::Graphs(Graphs::default(), Some(Captures::new(options.fullgraph))),
+            Mode::ReduceOverhead => Code::Graphs(Graphs::default(), Some(Box::new(Captures::new(options.fullgraph)))),
             Mode::MaxAutotune | Mode::MaxAutotuneNoCudagraphs => Code::Package(Box::new(Package::new(model, options)?)),
         };
         Ok(Self { options: options.clone(), code, eager_calls: AtomicUsize::new(0) })
@@ -159,7 +159,7 @@ impl Engine {
     /// Runs on these inputs; `model` itself does where the code does not take them, unless that is to be an error.
     pub(in crate::models) fn run<M: Compilable>(&self, model: &M, given: &Given<'_>) -> Result<Tensor> {
         let made = match &self.code {
-            Code::Graphs(graphs, captures) => self.run_graph(graphs, captures.as_ref(), model, given),
+            Code::Graphs(graphs, captures) => self.run_graph(graphs, captures.as_deref(), model, given),
             Code::Package(package) => package.run(model, given),
         };
         match made {

@@ -106,9 +106,10 @@ def packages(table: Table, row: Row, device: str, environment: dict[str, str]) -
 
 def sizes(device: str) -> list[dict]:
     """How often each mode compiles for a sequence of sizes; the packages are those of the table of the bundled model."""
-    if device != "cpu":
+    worker = ROOT / "target/release/examples/bench_sizes"
+    if device != "cpu" or not worker.is_file():
         return []
-    command = [str(ROOT / "target/release/examples/bench_sizes"), str(SHAPES / "unet"), str(dynamic_package())]
+    command = [str(worker), str(SHAPES / "unet"), str(dynamic_package())]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode != 0:
         say(f"sizes: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}")

@@ -162,3 +162,17 @@ def test_flow_matching_walks_as_in_diffusers():
         assert torch.equal(mine, other)
     with pytest.raises(NotImplementedError, match="per_token_timesteps"):
         ours.step(sample, 1.0, sample, per_token_timesteps=sample)
+
+
+def test_one_pipeline_reads_the_prompt_and_another_one_draws(ours):
+    """What saves memory in diffusers' guides: T5 and the transformer are never there together."""
+    names = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
+    reader = tch_diffusers.FluxPipeline.from_pretrained(FLUX / "dev", transformer=None, vae=None)
+    with torch.no_grad():
+        embeds, pooled, _ = reader.encode_prompt(PROMPT)
+    painter = tch_diffusers.FluxPipeline.from_pretrained(FLUX / "dev", **dict.fromkeys(names))
+    painter.set_progress_bar_config(disable=True)
+    drawn = draw(painter, None, prompt_embeds=embeds, pooled_prompt_embeds=pooled)
+    np.testing.assert_array_equal(drawn, draw(ours))
+    with pytest.raises(ValueError, match="no `text_encoder`: give embeddings"):
+        draw(painter)

@@ -12,6 +12,7 @@ mod memory_report;
 mod parts;
 mod pipeline_mixin;
 mod pipeline_utils;
+mod shared_methods;
 pub mod stable_diffusion;
 pub mod stable_diffusion_xl;
 mod strength;

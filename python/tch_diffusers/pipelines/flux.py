@@ -103,8 +103,8 @@ class FluxPipeline(DiffusionPipeline):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of the picture to one of the latents, each way."""
-        return 1 << (len(self.vae.config.block_out_channels) - 1)
+        """Pixels of the picture to one of the latents, each way; 8 without a VAE."""
+        return 8 if self.vae is None else 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def image_processor(self) -> VaeImageProcessor:
@@ -147,6 +147,9 @@ class FluxPipeline(DiffusionPipeline):
             raise NotImplementedError("LoRA is not supported")
         device = device or self._execution_device
         if prompt_embeds is None or pooled_prompt_embeds is None:
+            for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"):
+                if getattr(self, name) is None:
+                    raise ValueError(f"there is no `{name}`: give embeddings in place of texts")
             texts = texts_of(prompt)
             second = texts_of(prompt_2 or texts)
             limit = self.tokenizer.model_max_length
@@ -157,7 +160,8 @@ class FluxPipeline(DiffusionPipeline):
             embeds = embeds.to(device, self.text_encoder_2.dtype).repeat_interleave(num_images_per_prompt, 0)
         else:
             embeds, pooled = prompt_embeds, pooled_prompt_embeds
-        places = torch.zeros(embeds.shape[1], 3, device=device, dtype=self.text_encoder.dtype)
+        dtype = (self.transformer if self.text_encoder is None else self.text_encoder).dtype
+        places = torch.zeros(embeds.shape[1], 3, device=device, dtype=dtype)
         return embeds, pooled, places
 
     def check_inputs(
@@ -322,7 +326,7 @@ class FluxPipeline(DiffusionPipeline):
         picture: Any = latents
         if output_type != "latent":
             unpacked = self._unpack_latents(latents, height, width, self.vae_scale_factor)
-            unpacked = unpacked / self.vae.config.scaling_factor + self.vae.config.shift_factor
+            unpacked = unpacked / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
             picture = self.image_processor.postprocess(self.vae.decode(unpacked, return_dict=False)[0], output_type)
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(picture) if return_dict else (picture,)

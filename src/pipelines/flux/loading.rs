@@ -7,6 +7,7 @@ use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
 use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel};
 use crate::pipelines::loading::optional;
+use crate::pipelines::shared_methods::passes_components;
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -29,45 +30,24 @@ pub struct PassedFluxComponents {
 }
 
 impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
-    /// Uses this VAE.
-    pub fn vae(mut self, vae: AutoencoderKL) -> Self {
-        self.passed.vae = Some(vae);
-        self
-    }
-
-    /// Uses this model to embed whole prompts; `None` leaves it out, for calls with embeddings.
-    pub fn text_encoder(mut self, text_encoder: impl Into<Option<CLIPTextModel>>) -> Self {
-        self.passed.text_encoder = Some(text_encoder.into());
-        self
-    }
-
-    /// Uses this model to embed prompts token by token; `None` leaves it out, and its 9 GB in FLUX.1 with it.
-    pub fn text_encoder_2(mut self, text_encoder_2: impl Into<Option<T5EncoderModel>>) -> Self {
-        self.passed.text_encoder_2 = Some(text_encoder_2.into());
-        self
-    }
-
-    /// Uses this tokenizer for the first text encoder, or none.
-    pub fn tokenizer(mut self, tokenizer: impl Into<Option<CLIPTokenizer>>) -> Self {
-        self.passed.tokenizer = Some(tokenizer.into());
-        self
-    }
-
-    /// Uses this tokenizer for the second text encoder, or none.
-    pub fn tokenizer_2(mut self, tokenizer_2: impl Into<Option<T5Tokenizer>>) -> Self {
-        self.passed.tokenizer_2 = Some(tokenizer_2.into());
-        self
+    passes_components! {
+        /// Uses this VAE.
+        vae: AutoencoderKL,
+        /// Uses this model to embed whole prompts; `None` leaves it out, for calls with embeddings.
+        text_encoder: Option<CLIPTextModel>,
+        /// Uses this model to embed prompts token by token; `None` leaves it out, and its 9 GB in FLUX.1 with it.
+        text_encoder_2: Option<T5EncoderModel>,
+        /// Uses this tokenizer for the first text encoder, or none.
+        tokenizer: Option<CLIPTokenizer>,
+        /// Uses this tokenizer for the second text encoder, or none.
+        tokenizer_2: Option<T5Tokenizer>,
+        /// Uses this scheduler.
+        scheduler: Box<dyn Scheduler>,
     }
 
     /// Uses this transformer.
     pub fn transformer(mut self, transformer: impl FluxTransformer + 'static) -> Self {
         self.passed.transformer = Some(Box::new(transformer));
-        self
-    }
-
-    /// Uses this scheduler.
-    pub fn scheduler(mut self, scheduler: Box<dyn Scheduler>) -> Self {
-        self.passed.scheduler = Some(scheduler);
         self
     }
 

@@ -15,6 +15,7 @@ use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel};
 use crate::models::{ModelMixin, To};
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::model_index;
+use crate::pipelines::shared_methods::parts_by_fields;
 use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, PooledPromptEmbeds, Prompt};
 use crate::schedulers::Scheduler;
 use crate::utils::progress::ProgressBarConfig;
@@ -237,19 +238,5 @@ impl Parts for FluxPipeline {
         Ok(PipelineModel::of_node::<FluxTransformer2DModel>("transformer", tree))
     }
 
-    fn autoencoder(&self) -> &AutoencoderKL {
-        &self.vae
-    }
-
-    fn autoencoder_mut(&mut self) -> &mut AutoencoderKL {
-        &mut self.vae
-    }
-
-    fn model_offload(&self) -> Option<&ModelOffload> {
-        self.model_offload.as_ref()
-    }
-
-    fn model_offload_mut(&mut self) -> &mut Option<ModelOffload> {
-        &mut self.model_offload
-    }
+    parts_by_fields!();
 }

@@ -11,8 +11,9 @@ use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
 use crate::models::memory::MemoryEstimate;
 use crate::nn::LoraScale;
-use crate::pipelines::generators::{Generators, common_arguments};
+use crate::pipelines::generators::Generators;
 use crate::pipelines::memory_report::{CHECK, DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
+use crate::pipelines::shared_methods::{common_arguments, unet_arguments};
 use crate::pipelines::strength::begin;
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::torch::{Generator, NumberExt};
@@ -61,24 +62,6 @@ impl<'a, T> StableDiffusionCall<'a, T> {
         self
     }
 
-    /// How many denoising steps; 50 by default.
-    pub fn num_inference_steps(mut self, steps: usize) -> Self {
-        self.arguments.num_inference_steps = steps;
-        self
-    }
-
-    /// Just these timesteps, in descending order, for schedulers that take them.
-    pub fn timesteps(mut self, timesteps: &[f64]) -> Self {
-        self.arguments.timesteps = Some(timesteps.to_vec());
-        self
-    }
-
-    /// Just these noise levels, in descending order, for schedulers that take them.
-    pub fn sigmas(mut self, sigmas: &[f64]) -> Self {
-        self.arguments.sigmas = Some(sigmas.to_vec());
-        self
-    }
-
     /// How much the prompt counts; 7.5 by default, and no guidance at 1 or below.
     pub fn guidance_scale(mut self, scale: f64) -> Self {
         self.arguments.guidance_scale = scale;
@@ -87,11 +70,7 @@ impl<'a, T> StableDiffusionCall<'a, T> {
 
     common_arguments!();
 
-    /// DDIM's eta, 0 to 1; other schedulers pass it over. 0 by default.
-    pub fn eta(mut self, eta: f64) -> Self {
-        self.arguments.eta = eta;
-        self
-    }
+    unet_arguments!();
 
     /// How many of the text encoder's last layers are left out; none by default.
     pub fn clip_skip(mut self, layers: usize) -> Self {

@@ -7,7 +7,8 @@ use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
-use crate::pipelines::loading::Source;
+use crate::pipelines::loading::{Source, optional};
+use crate::pipelines::shared_methods::passes_components;
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -47,51 +48,26 @@ pub trait FromComponents: From<StableDiffusionPipeline> {
 }
 
 impl<P: FromComponents> PipelineLoader<P, PassedComponents> {
-    /// Uses this VAE.
-    pub fn vae(mut self, vae: AutoencoderKL) -> Self {
-        self.passed.vae = Some(vae);
-        self
-    }
-
-    /// Uses this text encoder.
-    pub fn text_encoder(mut self, text_encoder: CLIPTextModel) -> Self {
-        self.passed.text_encoder = Some(text_encoder);
-        self
-    }
-
-    /// Uses this tokenizer.
-    pub fn tokenizer(mut self, tokenizer: CLIPTokenizer) -> Self {
-        self.passed.tokenizer = Some(tokenizer);
-        self
+    passes_components! {
+        /// Uses this VAE.
+        vae: AutoencoderKL,
+        /// Uses this text encoder.
+        text_encoder: CLIPTextModel,
+        /// Uses this tokenizer.
+        tokenizer: CLIPTokenizer,
+        /// Uses this scheduler.
+        scheduler: Box<dyn Scheduler>,
+        /// Uses this safety checker, or with `None` does without: then the folder's is not read.
+        safety_checker: Option<StableDiffusionSafetyChecker>,
+        /// Uses this feature extractor.
+        feature_extractor: CLIPImageProcessor,
+        /// Whether the lack of a safety checker is worth a warning; by default what the folder says, and otherwise yes.
+        requires_safety_checker: bool,
     }
 
     /// Uses this UNet.
     pub fn unet(mut self, unet: impl UNet + 'static) -> Self {
         self.passed.unet = Some(Box::new(unet));
-        self
-    }
-
-    /// Uses this scheduler.
-    pub fn scheduler(mut self, scheduler: Box<dyn Scheduler>) -> Self {
-        self.passed.scheduler = Some(scheduler);
-        self
-    }
-
-    /// Uses this safety checker, or with `None` does without: then the folder's is not read.
-    pub fn safety_checker(mut self, safety_checker: Option<StableDiffusionSafetyChecker>) -> Self {
-        self.passed.safety_checker = Some(safety_checker);
-        self
-    }
-
-    /// Uses this feature extractor.
-    pub fn feature_extractor(mut self, feature_extractor: CLIPImageProcessor) -> Self {
-        self.passed.feature_extractor = Some(feature_extractor);
-        self
-    }
-
-    /// Whether the lack of a safety checker is worth a warning; by default what the folder says, and otherwise yes.
-    pub fn requires_safety_checker(mut self, requires_safety_checker: bool) -> Self {
-        self.passed.requires_safety_checker = Some(requires_safety_checker);
         self
     }
 
@@ -131,11 +107,7 @@ impl<P: FromComponents> PipelineLoader<P, PassedComponents> {
         bar.inc(1);
         let vae = passed.vae.map_or_else(|| source.model("vae", MODELS), Ok)?;
         bar.inc(1);
-        let safety_checker = match passed.safety_checker {
-            Some(safety_checker) => safety_checker,
-            None if index.component("safety_checker").is_some() => Some(source.safety_checker()?),
-            None => None,
-        };
+        let safety_checker = optional(&index, "safety_checker", passed.safety_checker, || source.safety_checker())?;
         let feature_extractor = match passed.feature_extractor {
             Some(feature_extractor) => Some(feature_extractor),
             None => source.feature_extractor(&index, safety_checker.is_some())?,
@@ -160,21 +132,18 @@ impl<P: FromComponents> PipelineLoader<P, PassedComponents> {
 
     /// Holds the folder's index to what is supported, before any weights are read.
     fn check(&self, index: &ModelIndex) -> Result<()> {
-        if self.passed.unet.is_none() {
-            index.require("unet", &[UNet2DConditionModel::CLASS_NAME])?;
-        }
-        if self.passed.vae.is_none() {
-            index.require("vae", &[AutoencoderKL::CLASS_NAME])?;
-        }
-        if self.passed.text_encoder.is_none() {
-            index.require("text_encoder", &[CLIPTextModel::CLASS_NAME])?;
-        }
-        if self.passed.tokenizer.is_none() {
-            index.require("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"])?;
-        }
-        if self.passed.safety_checker.is_none() && index.component("safety_checker").is_some() {
-            index.require("safety_checker", &[StableDiffusionSafetyChecker::CLASS_NAME])?;
-        }
+        let passed = &self.passed;
+        index.require_all(&[
+            ("unet", passed.unet.is_some(), &[UNet2DConditionModel::CLASS_NAME]),
+            ("vae", passed.vae.is_some(), &[AutoencoderKL::CLASS_NAME]),
+            ("text_encoder", passed.text_encoder.is_some(), &[CLIPTextModel::CLASS_NAME]),
+            ("tokenizer", passed.tokenizer.is_some(), &["CLIPTokenizer", "CLIPTokenizerFast"]),
+        ])?;
+        index.require_those_there(&[(
+            "safety_checker",
+            passed.safety_checker.is_some(),
+            &[StableDiffusionSafetyChecker::CLASS_NAME],
+        )])?;
         self.source.check_variant(&[
             ("text_encoder", CLIPTextModel::WEIGHTS_STEM),
             ("unet", UNet2DConditionModel::WEIGHTS_STEM),

@@ -2,9 +2,8 @@
 
 use super::StableDiffusionPipeline;
 use crate::error::{Error, Result};
-use crate::hooks::ModelOffload;
-use crate::models::autoencoders::AutoencoderKL;
 use crate::models::unets::UNet2DConditionModel;
+use crate::pipelines::shared_methods::parts_by_fields;
 use crate::pipelines::{Parts, PipelineModel};
 
 impl Parts for StableDiffusionPipeline {
@@ -23,19 +22,5 @@ impl Parts for StableDiffusionPipeline {
         Ok(PipelineModel::of_node::<UNet2DConditionModel>("unet", tree))
     }
 
-    fn autoencoder(&self) -> &AutoencoderKL {
-        &self.vae
-    }
-
-    fn autoencoder_mut(&mut self) -> &mut AutoencoderKL {
-        &mut self.vae
-    }
-
-    fn model_offload(&self) -> Option<&ModelOffload> {
-        self.model_offload.as_ref()
-    }
-
-    fn model_offload_mut(&mut self) -> &mut Option<ModelOffload> {
-        &mut self.model_offload
-    }
+    parts_by_fields!();
 }

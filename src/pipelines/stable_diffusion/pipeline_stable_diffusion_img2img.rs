@@ -11,12 +11,11 @@ use super::loading::{FromComponents, StableDiffusionLoader};
 use super::task::{Setting, Start, Task};
 use crate::error::Result;
 use crate::image_processor::{ImageInput, PreprocessOptions};
-use crate::loaders::SaveOptions;
 use crate::pipelines::Prompt;
 use crate::pipelines::image_latents::{check_channels, check_count, is_latent, repeat, size_of};
+use crate::pipelines::shared_methods::is_another_pipeline;
 use crate::pipelines::strength::check_strength;
 use crate::torch::{Generator, randn_tensor};
-use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use tch::Tensor;
 
@@ -78,52 +77,12 @@ impl StableDiffusionImg2ImgPipeline {
     ) -> StableDiffusionImg2ImgCall<'_> {
         StableDiffusionCall::of_embeds(&mut self.0, prompt_embeds, ImageToImage::new(image.into()))
     }
-
-    /// Writes the pipeline to `folder`, so that diffusers reads it back.
-    ///
-    /// # Errors
-    /// As [`StableDiffusionPipeline::save_pretrained`].
-    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_with(folder, &SaveOptions::default())
-    }
-
-    /// As [`StableDiffusionImg2ImgPipeline::save_pretrained`], with a limit for the size of each file of weights, or a variant in their names.
-    ///
-    /// # Errors
-    /// As [`StableDiffusionPipeline::save_pretrained_with`].
-    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        self.0.save_as(Self::CLASS_NAME, folder.as_ref(), options)
-    }
 }
 
-impl Deref for StableDiffusionImg2ImgPipeline {
-    type Target = StableDiffusionPipeline;
-
-    fn deref(&self) -> &StableDiffusionPipeline {
-        &self.0
-    }
-}
-
-impl DerefMut for StableDiffusionImg2ImgPipeline {
-    fn deref_mut(&mut self) -> &mut StableDiffusionPipeline {
-        &mut self.0
-    }
-}
-
-impl From<StableDiffusionPipeline> for StableDiffusionImg2ImgPipeline {
-    fn from(pipe: StableDiffusionPipeline) -> Self {
-        Self(pipe)
-    }
-}
+is_another_pipeline!(StableDiffusionImg2ImgPipeline, StableDiffusionPipeline);
 
 impl FromComponents for StableDiffusionImg2ImgPipeline {
     const OUTDATED_OPTION: (&'static str, bool) = StableDiffusionPipeline::OUTDATED_OPTION;
-}
-
-impl From<StableDiffusionImg2ImgPipeline> for StableDiffusionPipeline {
-    fn from(pipe: StableDiffusionImg2ImgPipeline) -> Self {
-        pipe.0
-    }
 }
 
 /// A call of [`StableDiffusionImg2ImgPipeline`] under way.

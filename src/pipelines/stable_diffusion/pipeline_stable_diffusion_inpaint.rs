@@ -14,13 +14,12 @@ use crate::error::{Error, Result};
 use crate::image_processor::{
     CropRegion, ImageInput, Images, OutputType, PreprocessOptions, ResizeMode, VaeImageProcessor, interpolate,
 };
-use crate::loaders::SaveOptions;
 use crate::pipelines::Prompt;
 use crate::pipelines::image_latents::{check_channels, check_count, is_latent};
+use crate::pipelines::shared_methods::is_another_pipeline;
 use crate::pipelines::strength::check_strength;
 use crate::torch::{Generator, NumberExt, randn_tensor};
 use image::DynamicImage;
-use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -91,52 +90,12 @@ impl StableDiffusionInpaintPipeline {
         let task = Inpainting::new(image.into(), mask_image.into());
         StableDiffusionCall::of_embeds(&mut self.0, prompt_embeds, task)
     }
-
-    /// Writes the pipeline to `folder`, so that diffusers reads it back.
-    ///
-    /// # Errors
-    /// As [`StableDiffusionPipeline::save_pretrained`].
-    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_with(folder, &SaveOptions::default())
-    }
-
-    /// As [`StableDiffusionInpaintPipeline::save_pretrained`], with a limit for the size of each file of weights, or a variant in their names.
-    ///
-    /// # Errors
-    /// As [`StableDiffusionPipeline::save_pretrained_with`].
-    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        self.0.save_as(Self::CLASS_NAME, folder.as_ref(), options)
-    }
 }
 
-impl Deref for StableDiffusionInpaintPipeline {
-    type Target = StableDiffusionPipeline;
-
-    fn deref(&self) -> &StableDiffusionPipeline {
-        &self.0
-    }
-}
-
-impl DerefMut for StableDiffusionInpaintPipeline {
-    fn deref_mut(&mut self) -> &mut StableDiffusionPipeline {
-        &mut self.0
-    }
-}
-
-impl From<StableDiffusionPipeline> for StableDiffusionInpaintPipeline {
-    fn from(pipe: StableDiffusionPipeline) -> Self {
-        Self(pipe)
-    }
-}
+is_another_pipeline!(StableDiffusionInpaintPipeline, StableDiffusionPipeline);
 
 impl FromComponents for StableDiffusionInpaintPipeline {
     const OUTDATED_OPTION: (&'static str, bool) = ("skip_prk_steps", false);
-}
-
-impl From<StableDiffusionInpaintPipeline> for StableDiffusionPipeline {
-    fn from(pipe: StableDiffusionInpaintPipeline) -> Self {
-        pipe.0
-    }
 }
 
 /// A call of [`StableDiffusionInpaintPipeline`] under way.

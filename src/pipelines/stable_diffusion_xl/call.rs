@@ -6,8 +6,9 @@ use super::pipeline_stable_diffusion_xl::StableDiffusionXLPipeline;
 use super::task::{Setting, TakesSize, Task, TextToImage};
 use crate::error::Result;
 use crate::image_processor::{Images, OutputType};
-use crate::pipelines::generators::{Generators, common_arguments};
+use crate::pipelines::generators::Generators;
 use crate::pipelines::memory_report::{DECODE, DENOISE, ENCODE_IMAGE, ENCODE_PROMPT, Watch};
+use crate::pipelines::shared_methods::{common_arguments, unet_arguments};
 use crate::pipelines::two_prompts::{PooledPromptEmbeds, two_prompts_arguments};
 use crate::pipelines::{PipelineMixin, Prompt};
 use crate::torch::Generator;
@@ -45,6 +46,8 @@ impl<'a, T> StableDiffusionXLCall<'a, T> {
     two_prompts_arguments!();
 
     common_arguments!();
+
+    unet_arguments!();
 
     /// The size that the picture is told to have come from, height and width in pixels; its own by default.
     pub fn original_size(mut self, height: i64, width: i64) -> Self {
@@ -85,24 +88,6 @@ impl<'a, T> StableDiffusionXLCall<'a, T> {
         self
     }
 
-    /// How many denoising steps; 50 by default.
-    pub fn num_inference_steps(mut self, steps: usize) -> Self {
-        self.arguments.num_inference_steps = steps;
-        self
-    }
-
-    /// Just these timesteps, in descending order, for schedulers that take them.
-    pub fn timesteps(mut self, timesteps: &[f64]) -> Self {
-        self.arguments.timesteps = Some(timesteps.to_vec());
-        self
-    }
-
-    /// Just these noise levels, in descending order, for schedulers that take them.
-    pub fn sigmas(mut self, sigmas: &[f64]) -> Self {
-        self.arguments.sigmas = Some(sigmas.to_vec());
-        self
-    }
-
     /// Ends before all noise is gone, after this part of it, above 0 and below 1, for a refiner to go on from the latents.
     pub fn denoising_end(mut self, part: f64) -> Self {
         self.arguments.denoising_end = Some(part);
@@ -119,12 +104,6 @@ impl<'a, T> StableDiffusionXLCall<'a, T> {
     /// [`rescale_noise_cfg`](crate::pipelines::stable_diffusion::rescale_noise_cfg). 0 by default.
     pub fn guidance_rescale(mut self, rescale: f64) -> Self {
         self.arguments.guidance_rescale = rescale;
-        self
-    }
-
-    /// DDIM's eta, 0 to 1; other schedulers pass it over. 0 by default.
-    pub fn eta(mut self, eta: f64) -> Self {
-        self.arguments.eta = eta;
         self
     }
 

@@ -7,6 +7,7 @@ use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
 use crate::pipelines::loading::optional;
+use crate::pipelines::shared_methods::passes_components;
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -38,45 +39,24 @@ pub struct PassedStableDiffusionXLComponents {
 }
 
 impl<P: From<StableDiffusionXLPipeline>> PipelineLoader<P, PassedStableDiffusionXLComponents> {
-    /// Uses this VAE.
-    pub fn vae(mut self, vae: AutoencoderKL) -> Self {
-        self.passed.vae = Some(vae);
-        self
-    }
-
-    /// Uses this model for the first half of each token's embedding; `None` leaves it out, for calls with embeddings.
-    pub fn text_encoder(mut self, text_encoder: impl Into<Option<CLIPTextModel>>) -> Self {
-        self.passed.text_encoder = Some(text_encoder.into());
-        self
-    }
-
-    /// Uses this model for the second half, and for the whole prompt's embedding; `None` leaves it out.
-    pub fn text_encoder_2(mut self, text_encoder_2: impl Into<Option<CLIPTextModelWithProjection>>) -> Self {
-        self.passed.text_encoder_2 = Some(text_encoder_2.into());
-        self
-    }
-
-    /// Uses this tokenizer for the first text encoder, or none.
-    pub fn tokenizer(mut self, tokenizer: impl Into<Option<CLIPTokenizer>>) -> Self {
-        self.passed.tokenizer = Some(tokenizer.into());
-        self
-    }
-
-    /// Uses this tokenizer for the second text encoder, or none.
-    pub fn tokenizer_2(mut self, tokenizer_2: impl Into<Option<CLIPTokenizer>>) -> Self {
-        self.passed.tokenizer_2 = Some(tokenizer_2.into());
-        self
+    passes_components! {
+        /// Uses this VAE.
+        vae: AutoencoderKL,
+        /// Uses this model for the first half of each token's embedding; `None` leaves it out, for calls with embeddings.
+        text_encoder: Option<CLIPTextModel>,
+        /// Uses this model for the second half, and for the whole prompt's embedding; `None` leaves it out.
+        text_encoder_2: Option<CLIPTextModelWithProjection>,
+        /// Uses this tokenizer for the first text encoder, or none.
+        tokenizer: Option<CLIPTokenizer>,
+        /// Uses this tokenizer for the second text encoder, or none.
+        tokenizer_2: Option<CLIPTokenizer>,
+        /// Uses this scheduler.
+        scheduler: Box<dyn Scheduler>,
     }
 
     /// Uses this UNet; one without a configuration of its own takes over that of the folder.
     pub fn unet(mut self, unet: impl UNet + 'static) -> Self {
         self.passed.unet = Some(Box::new(unet));
-        self
-    }
-
-    /// Uses this scheduler.
-    pub fn scheduler(mut self, scheduler: Box<dyn Scheduler>) -> Self {
-        self.passed.scheduler = Some(scheduler);
         self
     }
 

@@ -18,6 +18,7 @@ use crate::models::unets::{UNet, UNet2DConditionModel, compile_shared};
 use crate::models::{ModelMixin, To};
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::model_index;
+use crate::pipelines::shared_methods::parts_by_fields;
 use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, PooledPromptEmbeds, Prompt};
 use crate::schedulers::Scheduler;
 use crate::utils::progress::ProgressBarConfig;
@@ -270,19 +271,5 @@ impl Parts for StableDiffusionXLPipeline {
         Ok(PipelineModel::of_node::<UNet2DConditionModel>("unet", tree))
     }
 
-    fn autoencoder(&self) -> &AutoencoderKL {
-        &self.vae
-    }
-
-    fn autoencoder_mut(&mut self) -> &mut AutoencoderKL {
-        &mut self.vae
-    }
-
-    fn model_offload(&self) -> Option<&ModelOffload> {
-        self.model_offload.as_ref()
-    }
-
-    fn model_offload_mut(&mut self) -> &mut Option<ModelOffload> {
-        &mut self.model_offload
-    }
+    parts_by_fields!();
 }

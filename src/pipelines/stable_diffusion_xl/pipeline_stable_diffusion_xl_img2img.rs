@@ -11,13 +11,12 @@ use super::task::{Setting, Task, until};
 use super::{StableDiffusionXLComponents, StableDiffusionXLPipeline};
 use crate::error::{Error, Result};
 use crate::image_processor::{ImageInput, PreprocessOptions};
-use crate::loaders::SaveOptions;
 use crate::pipelines::image_latents::{check_channels, check_count, is_latent, repeat, size_of};
+use crate::pipelines::shared_methods::is_another_pipeline;
 use crate::pipelines::strength::{begin, check_strength};
 use crate::pipelines::{PooledPromptEmbeds, Prompt};
 use crate::schedulers::Scheduler;
 use crate::torch::{Generator, randn_tensor};
-use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use tch::Tensor;
 
@@ -84,50 +83,9 @@ impl StableDiffusionXLImg2ImgPipeline {
     ) -> StableDiffusionXLImg2ImgCall<'_> {
         StableDiffusionXLCall::new(&mut self.0, None, Some(embeds), ImageToImage::new(image.into()))
     }
-
-    /// Writes the pipeline to `folder`, so that diffusers reads it back.
-    ///
-    /// # Errors
-    /// As [`StableDiffusionXLPipeline::save_pretrained`].
-    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_with(folder, &SaveOptions::default())
-    }
-
-    /// As [`StableDiffusionXLImg2ImgPipeline::save_pretrained`], with a limit for the size of each file of weights, or a
-    /// variant in their names.
-    ///
-    /// # Errors
-    /// As [`StableDiffusionXLPipeline::save_pretrained_with`].
-    pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        self.0.save_as(Self::CLASS_NAME, folder.as_ref(), options)
-    }
 }
 
-impl Deref for StableDiffusionXLImg2ImgPipeline {
-    type Target = StableDiffusionXLPipeline;
-
-    fn deref(&self) -> &StableDiffusionXLPipeline {
-        &self.0
-    }
-}
-
-impl DerefMut for StableDiffusionXLImg2ImgPipeline {
-    fn deref_mut(&mut self) -> &mut StableDiffusionXLPipeline {
-        &mut self.0
-    }
-}
-
-impl From<StableDiffusionXLPipeline> for StableDiffusionXLImg2ImgPipeline {
-    fn from(pipe: StableDiffusionXLPipeline) -> Self {
-        Self(pipe)
-    }
-}
-
-impl From<StableDiffusionXLImg2ImgPipeline> for StableDiffusionXLPipeline {
-    fn from(pipe: StableDiffusionXLImg2ImgPipeline) -> Self {
-        pipe.0
-    }
-}
+is_another_pipeline!(StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline);
 
 /// A call of [`StableDiffusionXLImg2ImgPipeline`] under way.
 pub type StableDiffusionXLImg2ImgCall<'a> = StableDiffusionXLCall<'a, ImageToImage>;

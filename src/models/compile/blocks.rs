@@ -1,6 +1,6 @@
 //! Regional compilation: code of one block for all of its twins, each with its own weights.
 
-use super::{CompileOptions, Mode};
+use super::{CompileOptions, Mode, Part};
 use crate::error::{Error, Result};
 use crate::hooks::{COMPILED_HOOK, refuse_bypassed_hooks};
 use crate::models::ModelMixin;
@@ -109,14 +109,10 @@ pub(crate) fn compile_repeated_blocks<M: ModelMixin>(model: &M, options: &Compil
                 .into(),
         ));
     }
-    let package = options.package_for(model, true)?;
+    let package = options.package_for(model, Part::Blocks)?;
     let (device, eager_calls) = (node.execution_device(), Arc::default());
     let mut hooks = vec![];
     for (name, terms) in &package.contract().models {
-        if terms.blocks.is_empty() {
-            let path = package.path().display();
-            return Err(Error::Argument(format!("{path} is of a whole model: export it with --repeated-blocks")));
-        }
         let code = Arc::new(package.model(name, device)?);
         for path in &terms.blocks {
             let block = node.get(path).filter(|block| block.class() == terms.class).ok_or_else(|| {

@@ -185,7 +185,8 @@ impl FluxTransformer2DModel {
         Ok(velocity)
     }
 
-    fn predict(&self, inputs: &FluxInputs<'_>) -> Result<Tensor> {
+    /// The forward, without the hooks around the model.
+    pub(super) fn predict(&self, inputs: &FluxInputs<'_>) -> Result<Tensor> {
         let mut picture = self.x_embedder.forward(inputs.hidden_states)?;
         let kind = picture.f_kind()?;
         let thousandths = |number: &Tensor| number.f_to_kind(kind)?.times(1000.0);
@@ -238,6 +239,10 @@ impl FluxTransformer for FluxTransformer2DModel {
         Some(&self.node)
     }
 
+    fn model(&self) -> Option<&FluxTransformer2DModel> {
+        Some(self)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -248,6 +253,7 @@ impl ModelMixin for FluxTransformer2DModel {
 
     const CLASS_NAME: &'static str = "FluxTransformer2DModel";
     const SKIP_LAYERWISE_CASTING_PATTERNS: &'static [&'static str] = &["pos_embed", "norm"];
+    const REPEATED_BLOCKS: &'static [&'static str] = &["FluxTransformerBlock", "FluxSingleTransformerBlock"];
 
     fn from_scope(config: Self::Config, scope: Scope<'_>) -> Result<Self> {
         Self::new(config, scope)

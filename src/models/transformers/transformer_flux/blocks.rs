@@ -72,7 +72,10 @@ impl FluxTransformerBlock {
         temb: &Tensor,
         rotary: &Rotary,
     ) -> Result<[Tensor; 2]> {
-        self.node.call([encoder_hidden_states, hidden_states, temb], |[words, picture, temb]| {
+        // What takes the block's place needs the places as well.
+        let [cos, sin] = rotary.parts();
+        self.node.call([encoder_hidden_states, hidden_states, temb, cos, sin], |[words, picture, temb, cos, sin]| {
+            let rotary = &Rotary::of_parts(cos, sin);
             let (normed, modulation) = self.picture.norm1.forward(picture, temb)?;
             let (normed_words, modulation_of_words) = self.text.norm1.forward(words, temb)?;
             let [attended, attended_words] = self.attn.forward_both(&normed, &normed_words, rotary)?;
@@ -116,7 +119,9 @@ impl FluxSingleTransformerBlock {
         temb: &Tensor,
         rotary: &Rotary,
     ) -> Result<[Tensor; 2]> {
-        self.node.call([encoder_hidden_states, hidden_states, temb], |[words, picture, temb]| {
+        let [cos, sin] = rotary.parts();
+        self.node.call([encoder_hidden_states, hidden_states, temb, cos, sin], |[words, picture, temb, cos, sin]| {
+            let rotary = &Rotary::of_parts(cos, sin);
             let ((_, tokens, _), (_, pixels, _)) = (words.size3()?, picture.size3()?);
             let joined = Tensor::f_cat(&[words, picture], 1)?;
             let [normed, gate] = self.norm.forward(&joined, temb)?;

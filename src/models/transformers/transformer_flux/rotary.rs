@@ -39,6 +39,16 @@ impl Rotary {
         Ok(Self { cos: joined(&cos)?, sin: joined(&sin)? })
     }
 
+    /// Cosines and sines, `[1, tokens, 1, head_dim]`.
+    pub(super) fn parts(&self) -> [&Tensor; 2] {
+        [&self.cos, &self.sin]
+    }
+
+    /// The rotations of these [`Rotary::parts`].
+    pub(super) fn of_parts(cos: &Tensor, sin: &Tensor) -> Self {
+        Self { cos: cos.shallow_clone(), sin: sin.shallow_clone() }
+    }
+
     /// `x` `[batch, tokens, heads, head_dim]`, each pair of its channels turned; computed in float32.
     pub(super) fn turn(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.f_kind()?;

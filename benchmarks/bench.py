@@ -256,10 +256,10 @@ def main() -> None:
     jobs = {
         "start": lambda: start_to_png(2 if quick else 7),
         "step": lambda: step(3 if quick else 15),
-        "unet-f32": lambda: unet("float32", 16 if quick else 64, 2),
+        "unet-f32": lambda: unet("float32", 16 if quick else 64, 3),
         "unet-bf16": lambda: unet("bfloat16", 8 if quick else 16, 2),
-        "sdxl": lambda: sdxl(16 if quick else 64, 2),
-        "flux": lambda: flux(8 if quick else 32, 2),
+        "sdxl": lambda: sdxl(16 if quick else 64, 3),
+        "flux": lambda: flux(8 if quick else 32, 3),
         "load-f32": lambda: load("SD 1.5's UNet", sd15_unet("float32"), "float32", 1 if quick else 5),
         "load-f16": lambda: load("SD 1.5's UNet", sd15_unet("float16"), "float16", 1 if quick else 5),
         "load-flux": lambda: load(flux_label, flux_transformer(), "bfloat16", 1 if quick else 5),

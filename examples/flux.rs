@@ -52,10 +52,10 @@ fn main() -> anyhow::Result<()> {
     let config = shifting.as_object().cloned().unwrap_or_default();
     let made = FluxPipeline::new(FluxComponents {
         vae,
-        text_encoder,
-        text_encoder_2: T5EncoderModel::from_weights(t5, &weights)?,
-        tokenizer: CLIPTokenizer::from_pretrained(bundled.join("tokenizer"))?,
-        tokenizer_2,
+        text_encoder: Some(text_encoder),
+        text_encoder_2: Some(T5EncoderModel::from_weights(t5, &weights)?),
+        tokenizer: Some(CLIPTokenizer::from_pretrained(bundled.join("tokenizer"))?),
+        tokenizer_2: Some(tokenizer_2),
         transformer: Box::new(FluxTransformer2DModel::from_weights(transformer, &weights)?),
         scheduler: SchedulerKind::FlowMatchEulerDiscrete.from_config(&config)?,
     });

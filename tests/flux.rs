@@ -1,6 +1,7 @@
 //! FLUX.1's pipeline: techniques, saving, callbacks, and what it refuses.
 
 use crate::support::{generated, json, record};
+use serde_json::json;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 use tch_diffusers::hooks::GroupOffloading;
@@ -203,6 +204,36 @@ fn embeddings_give_the_picture_of_their_prompts() {
     assert_eq!(sized(pipe.call_embeds(embeds)), plain);
     let twice = sized(pipe.call_embeds(one).num_images_per_prompt(2));
     assert_eq!(twice, sized(pipe.call("a red circle").num_images_per_prompt(2)));
+}
+
+#[test]
+fn without_text_encoders_a_pipeline_draws_from_embeddings() {
+    for kind in [Kind::Float, Kind::Half] {
+        let mut whole = loaded(kind);
+        let _guard = tch::no_grad_guard();
+        let prompts = ["a red circle", "dog"];
+        let embeds = whole.encode_prompt(&prompts, &prompts, 1, 32).unwrap();
+        let plain = draw(&mut whole);
+
+        let loader = FluxPipeline::from_pretrained(folder("dev")).torch_dtype(kind).tokenizer(None).tokenizer_2(None);
+        let mut pipe = loader.text_encoder(None).text_encoder_2(None).load().unwrap();
+        pipe.progress_bar.disable = true;
+        let names: Vec<_> = pipe.models().iter().map(|model| model.name).collect();
+        assert_eq!(names, ["transformer", "vae"]);
+        let error = asked(&mut pipe).run().unwrap_err();
+        let part = "no `text_encoder` and `tokenizer`: give embeddings";
+        assert!(matches!(&error, Error::Argument(text) if text.contains(part)), "{error}");
+        let call = pipe.call_embeds(embeds).height(32).width(40).num_inference_steps(2).seed(1);
+        let drawn = call.output_type(OutputType::Tensor).run().unwrap().images.into_tensor().unwrap();
+        assert_eq!(drawn, plain);
+
+        let saved = tempfile::tempdir().unwrap();
+        pipe.save_pretrained(saved.path()).unwrap();
+        let index = json(&saved.path().join("model_index.json"));
+        assert_eq!((&index["text_encoder_2"], &index["tokenizer"]), (&json!([null, null]), &json!([null, null])));
+        let again = FluxPipeline::from_pretrained(saved.path()).load().unwrap();
+        assert!(again.text_encoder.is_none() && again.tokenizer_2.is_none());
+    }
 }
 
 #[test]

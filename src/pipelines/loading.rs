@@ -102,6 +102,20 @@ impl<P, C> PipelineLoader<P, C> {
     }
 }
 
+/// A component that a pipeline can be without: `passed`, if it was passed in or left out, or else what `read` reads where the
+/// folder has it.
+pub(super) fn optional<T>(
+    index: &ModelIndex,
+    name: &str,
+    passed: Option<Option<T>>,
+    read: impl FnOnce() -> Result<T>,
+) -> Result<Option<T>> {
+    match passed {
+        None if index.component(name).is_some() => read().map(Some),
+        passed => Ok(passed.flatten()),
+    }
+}
+
 impl Source {
     /// Brings what a repository of the Hub has for the pipeline here, if it is one that was named. Components of `passed`
     /// that are there, as the flag says, are left out.

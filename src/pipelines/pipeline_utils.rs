@@ -59,6 +59,18 @@ impl ModelIndex {
             None => Err(Error::Config(format!("{}: there is no `{name}`", self.path.display()))),
         }
     }
+
+    /// As [`ModelIndex::require`], for each component that was not passed in, as the flag says.
+    pub(crate) fn require_all(&self, components: &[(&str, bool, &[&str])]) -> Result<()> {
+        let mut read = components.iter().filter(|(_, is_passed, _)| !is_passed);
+        read.try_for_each(|(name, _, classes)| self.require(name, classes))
+    }
+
+    /// As [`ModelIndex::require_all`], for components that a pipeline can be without.
+    pub(crate) fn require_those_there(&self, components: &[(&str, bool, &[&str])]) -> Result<()> {
+        let mut read = components.iter().filter(|(name, is_passed, _)| !is_passed && self.component(name).is_some());
+        read.try_for_each(|(name, _, classes)| self.require(name, classes))
+    }
 }
 
 /// The contents of a `model_index.json` for a pipeline of these components: name, library and class of each.

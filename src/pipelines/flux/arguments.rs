@@ -4,7 +4,6 @@ use super::denoise::Callback;
 use super::pipeline_flux::FluxPipeline;
 use crate::error::{Error, Result};
 use crate::image_processor::OutputType;
-use crate::nn::Module;
 use crate::pipelines::Prompt;
 use crate::pipelines::checks::{check_finite, check_images_per_prompt, check_pixels, check_run};
 use crate::pipelines::generators::Generators;
@@ -46,7 +45,7 @@ impl Text {
     fn new(pipe: &FluxPipeline, embeds: PooledPromptEmbeds) -> Result<Self> {
         let PooledPromptEmbeds { prompt_embeds, pooled_prompt_embeds: pooled } = embeds;
         let (_, tokens, _) = prompt_embeds.size3()?;
-        let ids = Tensor::f_zeros([tokens, 3], (pipe.text_encoder.node().dtype(), pipe.device()))?;
+        let ids = Tensor::f_zeros([tokens, 3], (pipe.text_kind(), pipe.device()))?;
         Ok(Self { prompt_embeds, pooled, ids })
     }
 }

@@ -6,6 +6,7 @@ use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
 use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel};
+use crate::pipelines::loading::optional;
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -15,14 +16,14 @@ const MODELS: usize = 4;
 /// What `from_pretrained` of [`FluxPipeline`] may be told; `load` does it.
 pub type FluxLoader = PipelineLoader<FluxPipeline, PassedFluxComponents>;
 
-/// The components that were passed in.
+/// The components that were passed in, or left out.
 #[derive(Debug, Default)]
 pub struct PassedFluxComponents {
     vae: Option<AutoencoderKL>,
-    text_encoder: Option<CLIPTextModel>,
-    text_encoder_2: Option<T5EncoderModel>,
-    tokenizer: Option<CLIPTokenizer>,
-    tokenizer_2: Option<T5Tokenizer>,
+    text_encoder: Option<Option<CLIPTextModel>>,
+    text_encoder_2: Option<Option<T5EncoderModel>>,
+    tokenizer: Option<Option<CLIPTokenizer>>,
+    tokenizer_2: Option<Option<T5Tokenizer>>,
     transformer: Option<Box<dyn FluxTransformer>>,
     scheduler: Option<Box<dyn Scheduler>>,
 }
@@ -34,27 +35,27 @@ impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
         self
     }
 
-    /// Uses this model to embed whole prompts.
-    pub fn text_encoder(mut self, text_encoder: CLIPTextModel) -> Self {
-        self.passed.text_encoder = Some(text_encoder);
+    /// Uses this model to embed whole prompts; `None` leaves it out, for calls with embeddings.
+    pub fn text_encoder(mut self, text_encoder: impl Into<Option<CLIPTextModel>>) -> Self {
+        self.passed.text_encoder = Some(text_encoder.into());
         self
     }
 
-    /// Uses this model to embed prompts token by token.
-    pub fn text_encoder_2(mut self, text_encoder_2: T5EncoderModel) -> Self {
-        self.passed.text_encoder_2 = Some(text_encoder_2);
+    /// Uses this model to embed prompts token by token; `None` leaves it out, and its 9 GB in FLUX.1 with it.
+    pub fn text_encoder_2(mut self, text_encoder_2: impl Into<Option<T5EncoderModel>>) -> Self {
+        self.passed.text_encoder_2 = Some(text_encoder_2.into());
         self
     }
 
-    /// Uses this tokenizer for the first text encoder.
-    pub fn tokenizer(mut self, tokenizer: CLIPTokenizer) -> Self {
-        self.passed.tokenizer = Some(tokenizer);
+    /// Uses this tokenizer for the first text encoder, or none.
+    pub fn tokenizer(mut self, tokenizer: impl Into<Option<CLIPTokenizer>>) -> Self {
+        self.passed.tokenizer = Some(tokenizer.into());
         self
     }
 
-    /// Uses this tokenizer for the second text encoder.
-    pub fn tokenizer_2(mut self, tokenizer_2: T5Tokenizer) -> Self {
-        self.passed.tokenizer_2 = Some(tokenizer_2);
+    /// Uses this tokenizer for the second text encoder, or none.
+    pub fn tokenizer_2(mut self, tokenizer_2: impl Into<Option<T5Tokenizer>>) -> Self {
+        self.passed.tokenizer_2 = Some(tokenizer_2.into());
         self
     }
 
@@ -85,18 +86,21 @@ impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
             ("transformer", self.passed.transformer.is_some()),
             ("scheduler", self.passed.scheduler.is_some()),
         ])?;
-        self.check(&self.source.index(&[FluxPipeline::CLASS_NAME])?)?;
+        let index = self.source.index(&[FluxPipeline::CLASS_NAME])?;
+        self.check(&index)?;
         let Self { source, passed, .. } = self;
         let bar = source.progress_bar.start(5, "loading");
         let scheduler = passed.scheduler.map_or_else(|| source.scheduler(), Ok)?;
         let tokenizer = || CLIPTokenizer::from_pretrained(source.folder.join("tokenizer"));
-        let tokenizer = passed.tokenizer.map_or_else(tokenizer, Ok)?;
+        let tokenizer = optional(&index, "tokenizer", passed.tokenizer, tokenizer)?;
         let tokenizer_2 = || T5Tokenizer::from_pretrained(source.folder.join("tokenizer_2"));
-        let tokenizer_2 = passed.tokenizer_2.map_or_else(tokenizer_2, Ok)?;
+        let tokenizer_2 = optional(&index, "tokenizer_2", passed.tokenizer_2, tokenizer_2)?;
         bar.inc(1);
-        let text_encoder = passed.text_encoder.map_or_else(|| source.model("text_encoder", MODELS), Ok)?;
+        let text_encoder =
+            optional(&index, "text_encoder", passed.text_encoder, || source.model("text_encoder", MODELS))?;
         bar.inc(1);
-        let text_encoder_2 = passed.text_encoder_2.map_or_else(|| source.model("text_encoder_2", MODELS), Ok)?;
+        let text_encoder_2 =
+            optional(&index, "text_encoder_2", passed.text_encoder_2, || source.model("text_encoder_2", MODELS))?;
         bar.inc(1);
         let transformer = match passed.transformer {
             Some(transformer) => transformer,
@@ -121,17 +125,16 @@ impl PipelineLoader<FluxPipeline, PassedFluxComponents> {
     /// Holds the folder's index to what is supported, before any weights are read.
     fn check(&self, index: &ModelIndex) -> Result<()> {
         let passed = &self.passed;
-        let components: [(&str, bool, &[&str]); 6] = [
+        index.require_all(&[
             ("transformer", passed.transformer.is_some(), &[FluxTransformer2DModel::CLASS_NAME]),
             ("vae", passed.vae.is_some(), &[AutoencoderKL::CLASS_NAME]),
+        ])?;
+        index.require_those_there(&[
             ("text_encoder", passed.text_encoder.is_some(), &[CLIPTextModel::CLASS_NAME]),
             ("text_encoder_2", passed.text_encoder_2.is_some(), &[T5EncoderModel::CLASS_NAME]),
             ("tokenizer", passed.tokenizer.is_some(), &["CLIPTokenizer", "CLIPTokenizerFast"]),
             ("tokenizer_2", passed.tokenizer_2.is_some(), &[T5Tokenizer::CLASS_NAME, "T5TokenizerFast"]),
-        ];
-        for (name, _, classes) in components.iter().filter(|(_, is_passed, _)| !is_passed) {
-            index.require(name, classes)?;
-        }
+        ])?;
         self.source.check_variant(&[
             ("text_encoder", CLIPTextModel::WEIGHTS_STEM),
             ("text_encoder_2", T5EncoderModel::WEIGHTS_STEM),

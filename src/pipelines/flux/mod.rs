@@ -6,6 +6,7 @@ mod denoise;
 mod latents;
 mod loading;
 mod pipeline_flux;
+mod text;
 
 pub use call::{FluxCall, FluxPipelineOutput};
 pub use denoise::FluxStepEnd;

@@ -1,4 +1,4 @@
-//! `FluxPipeline`: its components, and the encoding of prompts.
+//! `FluxPipeline`: its components.
 //!
 //! Mirrors `diffusers/pipelines/flux/pipeline_flux.py` at 0.42.1. IP-Adapters are left out.
 
@@ -14,31 +14,27 @@ use crate::models::compile::CompileOptions;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
 use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel, compile_shared};
 use crate::models::{ModelMixin, To};
-use crate::nn::Module;
 use crate::pipelines::pipeline_mixin::refuse_to_move;
-use crate::pipelines::pipeline_utils::{model_index, repeat_for_images};
+use crate::pipelines::pipeline_utils::model_index;
 use crate::pipelines::{CallMemory, MemoryReport, Parts, PipelineModel, PooledPromptEmbeds, Prompt};
 use crate::schedulers::Scheduler;
 use crate::utils::progress::ProgressBarConfig;
 use std::path::Path;
-use tch::{Device, Tensor};
-
-/// How many tokens CLIP takes where its tokenizer does not say.
-const CLIP_LENGTH: usize = 77;
+use tch::Device;
 
 /// The parts of a [`FluxPipeline`].
 #[derive(Debug)]
 pub struct FluxComponents {
     /// Pictures to latents and back.
     pub vae: AutoencoderKL,
-    /// Token numbers to one embedding for the whole prompt.
-    pub text_encoder: CLIPTextModel,
-    /// Token numbers to an embedding for each.
-    pub text_encoder_2: T5EncoderModel,
+    /// Token numbers to one embedding for the whole prompt; may be left out, for calls with embeddings.
+    pub text_encoder: Option<CLIPTextModel>,
+    /// Token numbers to an embedding for each; may be left out as well.
+    pub text_encoder_2: Option<T5EncoderModel>,
     /// Text to token numbers for the first text encoder.
-    pub tokenizer: CLIPTokenizer,
+    pub tokenizer: Option<CLIPTokenizer>,
     /// Text to token numbers for the second text encoder.
-    pub tokenizer_2: T5Tokenizer,
+    pub tokenizer_2: Option<T5Tokenizer>,
     /// Predicts the velocity of latents. Anything that implements [`FluxTransformer`] can take its place.
     pub transformer: Box<dyn FluxTransformer>,
     /// The noise levels and their solver.
@@ -62,14 +58,14 @@ pub struct FluxComponents {
 pub struct FluxPipeline {
     /// Pictures to latents and back.
     pub vae: AutoencoderKL,
-    /// Token numbers to one embedding for the whole prompt.
-    pub text_encoder: CLIPTextModel,
-    /// Token numbers to an embedding for each.
-    pub text_encoder_2: T5EncoderModel,
+    /// Token numbers to one embedding for the whole prompt; may be left out, for calls with embeddings.
+    pub text_encoder: Option<CLIPTextModel>,
+    /// Token numbers to an embedding for each; may be left out as well.
+    pub text_encoder_2: Option<T5EncoderModel>,
     /// Text to token numbers for the first text encoder.
-    pub tokenizer: CLIPTokenizer,
+    pub tokenizer: Option<CLIPTokenizer>,
     /// Text to token numbers for the second text encoder.
-    pub tokenizer_2: T5Tokenizer,
+    pub tokenizer_2: Option<T5Tokenizer>,
     /// Predicts the velocity of latents. Anything that implements [`FluxTransformer`] can take its place.
     pub transformer: Box<dyn FluxTransformer>,
     /// The noise levels and their solver.
@@ -150,8 +146,12 @@ impl FluxPipeline {
         if matches!(target, To::Device(_)) {
             refuse_to_move(self)?;
         }
-        self.text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
-        self.text_encoder_2.to(target).map_err(|error| error.within("text_encoder_2"))?;
+        if let Some(text_encoder) = &self.text_encoder {
+            text_encoder.to(target).map_err(|error| error.within("text_encoder"))?;
+        }
+        if let Some(text_encoder_2) = &self.text_encoder_2 {
+            text_encoder_2.to(target).map_err(|error| error.within("text_encoder_2"))?;
+        }
         self.transformer.move_to(target).map_err(|error| error.within("transformer"))?;
         self.vae.to(target).map_err(|error| error.within("vae"))
     }
@@ -198,71 +198,37 @@ impl FluxPipeline {
             )
         })?;
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let class = |is_there: bool, class: &'static str| if is_there { class } else { "" };
         let index = model_index(
             Self::CLASS_NAME,
             &[
                 ("feature_extractor", "", ""),
                 ("image_encoder", "", ""),
                 ("scheduler", "diffusers", self.scheduler.class_name()),
-                ("text_encoder", "transformers", CLIPTextModel::CLASS_NAME),
-                ("text_encoder_2", "transformers", T5EncoderModel::CLASS_NAME),
-                ("tokenizer", "transformers", "CLIPTokenizer"),
-                ("tokenizer_2", "transformers", T5Tokenizer::CLASS_NAME),
+                ("text_encoder", "transformers", class(self.text_encoder.is_some(), CLIPTextModel::CLASS_NAME)),
+                ("text_encoder_2", "transformers", class(self.text_encoder_2.is_some(), T5EncoderModel::CLASS_NAME)),
+                ("tokenizer", "transformers", class(self.tokenizer.is_some(), "CLIPTokenizer")),
+                ("tokenizer_2", "transformers", class(self.tokenizer_2.is_some(), T5Tokenizer::CLASS_NAME)),
                 ("transformer", "diffusers", FluxTransformer2DModel::CLASS_NAME),
                 ("vae", "diffusers", AutoencoderKL::CLASS_NAME),
             ],
         );
         write_json(&folder.join("model_index.json"), &index)?;
         self.scheduler.save_pretrained(&folder.join("scheduler"))?;
-        self.tokenizer.save_pretrained(folder.join("tokenizer"))?;
-        self.tokenizer_2.save_pretrained(folder.join("tokenizer_2"))?;
-        self.text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
-        self.text_encoder_2.save_pretrained_with(folder.join("text_encoder_2"), options)?;
+        if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.save_pretrained(folder.join("tokenizer"))?;
+        }
+        if let Some(tokenizer_2) = &self.tokenizer_2 {
+            tokenizer_2.save_pretrained(folder.join("tokenizer_2"))?;
+        }
+        if let Some(text_encoder) = &self.text_encoder {
+            text_encoder.save_pretrained_with(folder.join("text_encoder"), options)?;
+        }
+        if let Some(text_encoder_2) = &self.text_encoder_2 {
+            text_encoder_2.save_pretrained_with(folder.join("text_encoder_2"), options)?;
+        }
         transformer.save_pretrained_with(folder.join("transformer"), options)?;
         self.vae.save_pretrained_with(folder.join("vae"), options)
-    }
-
-    /// The embeddings of prompts, each repeated `num_images_per_prompt` times: CLIP reads `prompts`, T5 `prompts_2`.
-    ///
-    /// A prompt longer than CLIP or `max_sequence_length` takes is cut, with a warning that quotes what was cut.
-    ///
-    /// # Errors
-    /// If the text cannot be tokenized, or a text encoder fails.
-    pub fn encode_prompt(
-        &self,
-        prompts: &[&str],
-        prompts_2: &[&str],
-        num_images_per_prompt: i64,
-        max_sequence_length: usize,
-    ) -> Result<PooledPromptEmbeds> {
-        let pooled_prompt_embeds = repeat_for_images(&self.clip_embeds(prompts)?, num_images_per_prompt)?;
-        let prompt_embeds = repeat_for_images(&self.t5_embeds(prompts_2, max_sequence_length)?, num_images_per_prompt)?;
-        Ok(PooledPromptEmbeds { prompt_embeds, pooled_prompt_embeds })
-    }
-
-    fn clip_embeds(&self, prompts: &[&str]) -> Result<Tensor> {
-        let max_length = self.tokenizer.model_max_length().unwrap_or(CLIP_LENGTH);
-        let tokens = self.tokenizer.encode_batch(prompts, max_length)?;
-        if let Some(removed) = &tokens.removed_text {
-            tracing::warn!("CLIP takes at most {max_length} tokens, so this part of the prompt was cut: {removed:?}");
-        }
-        let node = self.text_encoder.node();
-        let output = self.text_encoder.forward(&tokens.input_ids.f_to_device(node.execution_device())?, None, false);
-        let pooled = output.map_err(|error| error.within("text_encoder"))?.pooler_output;
-        Ok(pooled.f_to_device(self.device())?.f_to_kind(node.dtype())?)
-    }
-
-    fn t5_embeds(&self, prompts: &[&str], max_length: usize) -> Result<Tensor> {
-        let tokens = self.tokenizer_2.encode_batch(prompts, max_length)?;
-        if let Some(removed) = &tokens.removed_text {
-            tracing::warn!(
-                "`max_sequence_length` is {max_length} tokens, so this part of the prompt was cut: {removed:?}"
-            );
-        }
-        let node = self.text_encoder_2.node();
-        let embeds = self.text_encoder_2.forward(&tokens.input_ids.f_to_device(node.execution_device())?, None);
-        let embeds = embeds.map_err(|error| error.within("text_encoder_2"))?;
-        Ok(embeds.f_to_device(self.device())?.f_to_kind(node.dtype())?)
     }
 }
 
@@ -270,10 +236,10 @@ impl Parts for FluxPipeline {
     fn models(&self) -> Vec<PipelineModel> {
         let tree = self.transformer.tree();
         let transformer = tree.map(|tree| PipelineModel::of_node::<FluxTransformer2DModel>("transformer", tree));
-        let first = PipelineModel::new("text_encoder", &self.text_encoder);
-        let second = PipelineModel::new("text_encoder_2", &self.text_encoder_2);
+        let first = self.text_encoder.as_ref().map(|model| PipelineModel::new("text_encoder", model));
+        let second = self.text_encoder_2.as_ref().map(|model| PipelineModel::new("text_encoder_2", model));
         let vae = PipelineModel::new("vae", &self.vae);
-        [Some(first), Some(second), transformer, Some(vae)].into_iter().flatten().collect()
+        [first, second, transformer, Some(vae)].into_iter().flatten().collect()
     }
 
     fn denoiser(&self, technique: &str) -> Result<PipelineModel> {

@@ -6,6 +6,7 @@ use crate::models::ModelMixin;
 use crate::models::autoencoders::AutoencoderKL;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer};
 use crate::models::unets::{UNet, UNet2DConditionModel};
+use crate::pipelines::loading::optional;
 use crate::pipelines::{ModelIndex, PipelineLoader};
 use crate::schedulers::Scheduler;
 
@@ -100,23 +101,15 @@ impl<P: From<StableDiffusionXLPipeline>> PipelineLoader<P, PassedStableDiffusion
         let Self { source, passed, .. } = self;
         let bar = source.progress_bar.start(5, "loading");
         let scheduler = passed.scheduler.map_or_else(|| source.scheduler(), Ok)?;
-        let has = |name: &str| index.component(name).is_some();
-        let tokenizer = |name: &str, passed: Option<Option<CLIPTokenizer>>| match passed {
-            None if has(name) => CLIPTokenizer::from_pretrained(source.folder.join(name)).map(Some),
-            passed => Ok(passed.flatten()),
-        };
-        let (tokenizer, tokenizer_2) =
-            (tokenizer("tokenizer", passed.tokenizer)?, tokenizer("tokenizer_2", passed.tokenizer_2)?);
+        let tokenizer = |name: &str| CLIPTokenizer::from_pretrained(source.folder.join(name));
+        let tokenizer_1 = optional(&index, "tokenizer", passed.tokenizer, || tokenizer("tokenizer"))?;
+        let tokenizer_2 = optional(&index, "tokenizer_2", passed.tokenizer_2, || tokenizer("tokenizer_2"))?;
         bar.inc(1);
-        let text_encoder = match passed.text_encoder {
-            None if has("text_encoder") => Some(source.model("text_encoder", MODELS)?),
-            passed => passed.flatten(),
-        };
+        let text_encoder =
+            optional(&index, "text_encoder", passed.text_encoder, || source.model("text_encoder", MODELS))?;
         bar.inc(1);
-        let text_encoder_2 = match passed.text_encoder_2 {
-            None if has("text_encoder_2") => Some(source.model("text_encoder_2", MODELS)?),
-            passed => passed.flatten(),
-        };
+        let text_encoder_2 =
+            optional(&index, "text_encoder_2", passed.text_encoder_2, || source.model("text_encoder_2", MODELS))?;
         bar.inc(1);
         let unet = match passed.unet {
             Some(unet) => source.adopted(unet)?,
@@ -129,7 +122,7 @@ impl<P: From<StableDiffusionXLPipeline>> PipelineLoader<P, PassedStableDiffusion
             vae,
             text_encoder,
             text_encoder_2,
-            tokenizer,
+            tokenizer: tokenizer_1,
             tokenizer_2,
             unet,
             scheduler,
@@ -143,22 +136,16 @@ impl<P: From<StableDiffusionXLPipeline>> PipelineLoader<P, PassedStableDiffusion
     /// Holds the folder's index to what is supported, before any weights are read.
     fn check(&self, index: &ModelIndex) -> Result<()> {
         let passed = &self.passed;
-        let has = |name: &str| index.component(name).is_some();
-        let components: [(&str, bool, &[&str]); 6] = [
+        index.require_all(&[
             ("unet", passed.unet.is_some(), &[UNet2DConditionModel::CLASS_NAME]),
             ("vae", passed.vae.is_some(), &[AutoencoderKL::CLASS_NAME]),
-            ("text_encoder", passed.text_encoder.is_some() || !has("text_encoder"), &[CLIPTextModel::CLASS_NAME]),
-            (
-                "text_encoder_2",
-                passed.text_encoder_2.is_some() || !has("text_encoder_2"),
-                &[CLIPTextModelWithProjection::CLASS_NAME],
-            ),
-            ("tokenizer", passed.tokenizer.is_some() || !has("tokenizer"), &TOKENIZERS),
-            ("tokenizer_2", passed.tokenizer_2.is_some() || !has("tokenizer_2"), &TOKENIZERS),
-        ];
-        for (name, _, classes) in components.iter().filter(|(_, is_settled, _)| !is_settled) {
-            index.require(name, classes)?;
-        }
+        ])?;
+        index.require_those_there(&[
+            ("text_encoder", passed.text_encoder.is_some(), &[CLIPTextModel::CLASS_NAME]),
+            ("text_encoder_2", passed.text_encoder_2.is_some(), &[CLIPTextModelWithProjection::CLASS_NAME]),
+            ("tokenizer", passed.tokenizer.is_some(), &TOKENIZERS),
+            ("tokenizer_2", passed.tokenizer_2.is_some(), &TOKENIZERS),
+        ])?;
         self.source.check_variant(&[
             ("text_encoder", CLIPTextModel::WEIGHTS_STEM),
             ("text_encoder_2", CLIPTextModelWithProjection::WEIGHTS_STEM),

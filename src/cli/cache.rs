@@ -47,7 +47,9 @@ fn line(entry: &CacheEntry) -> String {
             let (torch, threads) = (&contract.torch, contract.num_threads);
             let dynamic = contract.models.values().all(|terms| !terms.dimensions.is_empty());
             let blocks = contract.models.values().any(|terms| !terms.blocks.is_empty());
-            let parts = if blocks { "repeated blocks" } else { "whole" };
+            // Of a VAE, a package has one half.
+            let half = contract.models.keys().find(|name| *name != "model").map_or("whole", String::as_str);
+            let parts = if blocks { "repeated blocks" } else { half };
             let sizes = if dynamic { "any size" } else { "one size" };
             format!(
                 "{name}  {kib} KiB  {class}, {parts}, {sizes}, {dtype}, {device} {capability}, torch {torch}, {threads} threads"

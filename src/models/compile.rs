@@ -17,7 +17,7 @@ pub(crate) use blocks::{compile_repeated_blocks, disable_compiled_blocks};
 pub use cache::{CacheEntry, cache_entries, cache_folder, clear_cache};
 use captured::Captures;
 pub use engine::Compiled;
-pub(super) use engine::{Compilable, FreeSides, Given};
+pub(super) use engine::{Compilable, Engine, FreeSides, Given};
 use graphs::{Graphs, Slot};
 
 use super::ModelMixin;
@@ -97,13 +97,42 @@ pub struct CompileStats {
     pub compile_time: Duration,
 }
 
+/// What of a model a package is to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part<'a> {
+    /// The code of this name: `model`, or a VAE's `decoder` or `encoder`.
+    Code(&'a str),
+    /// The blocks that it is made of again and again.
+    Blocks,
+}
+
+impl Part<'_> {
+    fn is_in(self, contract: &AotiContract) -> bool {
+        match self {
+            Self::Code(name) => contract.models.get(name).is_some_and(|terms| terms.blocks.is_empty()),
+            Self::Blocks => contract.models.values().all(|terms| !terms.blocks.is_empty()),
+        }
+    }
+
+    /// Why a package without it cannot serve.
+    fn missing(self, contract: &AotiContract) -> String {
+        let names: Vec<_> = contract.models.keys().map(String::as_str).collect();
+        match self {
+            Self::Code(_) if Self::Blocks.is_in(contract) => {
+                "it is of repeated blocks: pass it to compile_repeated_blocks".into()
+            }
+            Self::Code(name) => format!("it has no code `{name}`: it has {}", names.join(", ")),
+            Self::Blocks => "it is of a whole model: export it with --repeated-blocks".into(),
+        }
+    }
+}
+
 impl CompileOptions {
-    /// The package, which has to be for `model`, and for any size where the options say so. `blocks` says whether one of
-    /// repeated blocks is looked for where none is named.
-    pub(super) fn package_for<M: ModelMixin>(&self, model: &M, blocks: bool) -> Result<AotiPackage> {
+    /// The package, which has to be for this part of `model`, and for any size where the options say so.
+    fn package_for<M: ModelMixin>(&self, model: &M, part: Part<'_>) -> Result<AotiPackage> {
         let Some(path) = &self.package else {
             let folder = self.cache.clone().map_or_else(cache::cache_folder, Ok)?;
-            return cache::find(model, self, blocks, &folder)?.ok_or_else(|| {
+            return cache::find(model, self, part, &folder)?.ok_or_else(|| {
                 let (mode, class, folder) = (self.mode.name(), M::CLASS_NAME, folder.display());
                 Error::Argument(format!(
                     "`{mode}` runs a package, and {folder} has none for this {class}: make one with `python -m \
@@ -112,20 +141,20 @@ impl CompileOptions {
             });
         };
         let package = AotiPackage::load(path)?;
-        self.check(model, &package)?;
+        self.check(model, &package, part)?;
         Ok(package)
     }
 
-    fn check<M: ModelMixin>(&self, model: &M, package: &AotiPackage) -> Result<()> {
+    fn check<M: ModelMixin>(&self, model: &M, package: &AotiPackage, part: Part<'_>) -> Result<()> {
         let contract = package.contract();
-        check_architecture(model, contract)
-            .map_err(|why| Error::Argument(format!("{}: {why}", package.path().display())))?;
+        let refuse = |why: String| Error::Argument(format!("{}: {why}", package.path().display()));
+        check_architecture(model, contract).map_err(refuse)?;
+        if !part.is_in(contract) {
+            return Err(refuse(part.missing(contract)));
+        }
         let is_static = |terms: &crate::torch::AotiTerms| terms.dimensions.is_empty();
         if self.dynamic == Some(true) && contract.models.values().any(is_static) {
-            let path = package.path().display();
-            return Err(Error::Argument(format!(
-                "{path} was exported for one size: `dynamic` needs one made with --dynamic"
-            )));
+            return Err(refuse("it was exported for one size: `dynamic` needs one made with --dynamic".into()));
         }
         Ok(())
     }
@@ -143,7 +172,16 @@ impl CompileOptions {
 }
 
 /// Keys of a configuration that change nothing of what a model computes.
-const IDLE_KEYS: [&str; 3] = ["sample_size", "dropout", "_name_or_path"];
+const IDLE_KEYS: [&str; 8] = [
+    "sample_size",
+    "dropout",
+    "_name_or_path",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+];
 
 /// Why a package was made for another architecture than that of `model`, in words.
 pub(super) fn check_architecture<M: ModelMixin>(model: &M, contract: &AotiContract) -> Result<(), String> {

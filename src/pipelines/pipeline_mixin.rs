@@ -17,6 +17,7 @@ use crate::models::attention_processor::{
     AttentionProcessor, AttentionSlicing, attn_processors, set_attention_backend, set_attention_slice,
     set_fused_projections, set_use_memory_efficient_attention,
 };
+use crate::models::compile::CompileOptions;
 use crate::nn::{Module, Node, set_use_winograd, set_weights_prepack};
 use tch::{Device, Kind};
 
@@ -252,6 +253,14 @@ pub trait PipelineMixin: Parts {
     /// Decodes whole batches again: `pipe.vae.disable_slicing()`.
     fn disable_vae_slicing(&mut self) {
         self.autoencoder_mut().disable_slicing();
+    }
+
+    /// Has the VAE's decoder run compiled: [`AutoencoderKL::compile_decoder`](crate::AutoencoderKL::compile_decoder).
+    ///
+    /// # Errors
+    /// As there.
+    fn compile_vae(&mut self, options: &CompileOptions) -> Result<()> {
+        self.autoencoder_mut().compile_decoder(options).map_err(|error| error.within("vae"))
     }
 
     /// Decodes pictures larger than the VAE was trained for in overlapping tiles, which takes less memory:

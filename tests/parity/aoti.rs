@@ -16,15 +16,15 @@ use tch_diffusers::{
 };
 
 /// Fused kernels add in another order, as torch.compile's do in Python.
-const BOUND: f64 = 3e-6;
+pub(super) const BOUND: f64 = 3e-6;
 /// After four steps that add up such differences; 2e-5 was seen.
-const DRAWN: f64 = 5e-5;
+pub(super) const DRAWN: f64 = 5e-5;
 
-fn package(name: &str) -> PathBuf {
+pub(super) fn package(name: &str) -> PathBuf {
     generated("aoti").join("_packages").join(name)
 }
 
-fn folder(which: &str) -> PathBuf {
+pub(super) fn folder(which: &str) -> PathBuf {
     generated("aoti").join("_model").join(which)
 }
 
@@ -34,7 +34,7 @@ fn unet(which: &str) -> UNet2DConditionModel {
     unet
 }
 
-fn options(name: &str) -> CompileOptions {
+pub(super) fn options(name: &str) -> CompileOptions {
     CompileOptions { mode: Mode::MaxAutotune, package: Some(package(name)), ..CompileOptions::default() }
 }
 
@@ -257,10 +257,19 @@ fn pipeline() -> StableDiffusionPipeline {
     pipe
 }
 
+/// The cases of the pipeline `model`, and what they are called with.
+pub(super) fn calls(model: &str) -> Vec<(PathBuf, Value)> {
+    let calls = cases(&generated("aoti")).into_iter().map(|case| {
+        let call = json(&case.join("call.json"));
+        (case, call)
+    });
+    calls.filter(|(_, call)| call["model"] == model).collect()
+}
+
 fn draws_the_same(pipe: &mut StableDiffusionPipeline, what: &str) {
-    for case in cases(&generated("aoti")) {
+    for (case, call) in calls("sd") {
         let expected = &tensors(&case.join("expected.safetensors"))["latent"];
-        let found = draw(pipe, &json(&case.join("call.json")));
+        let found = draw(pipe, &call);
         record("aoti", &name(&case), what, found.max_abs_diff(expected).unwrap(), DRAWN);
     }
 }
@@ -395,7 +404,7 @@ fn masks_never_get_lost_in_a_compiled_block() {
 }
 
 /// A cache with these files, under their own names.
-fn cache(files: &[&Path]) -> tempfile::TempDir {
+pub(super) fn cache(files: &[&Path]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("aoti")).unwrap();
     for file in files {
@@ -442,7 +451,7 @@ fn the_cache_is_looked_through_for_a_package_that_fits() {
 fn the_command_line_tool_lists_and_clears_the_cache() {
     let forgeries = tempfile::tempdir().unwrap();
     let stale = forged(forgeries.path(), "\"torch\": \"2.11", "\"torch\": \"2.10");
-    let folder = cache(&[&package("unet.pt2"), &package("blocks.pt2"), &stale]);
+    let folder = cache(&[&package("unet.pt2"), &package("blocks.pt2"), &package("vae.pt2"), &stale]);
     let run = |arguments: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tch-diffusers"));
         let output = command.args(arguments).env("TCH_DIFFUSERS_CACHE", folder.path()).output().unwrap();
@@ -450,11 +459,16 @@ fn the_command_line_tool_lists_and_clears_the_cache() {
         String::from_utf8(output.stdout).unwrap()
     };
     let listed = run(&["cache"]);
-    for words in
-        ["3 packages", "whole, any size, float32, cpu", "repeated blocks, any size", "not used: ", "torch 2.10"]
-    {
+    for words in [
+        "4 packages",
+        "whole, any size, float32, cpu",
+        "AutoencoderKL, decoder, any",
+        "repeated blocks, any size",
+        "not used: ",
+        "torch 2.10",
+    ] {
         assert!(listed.contains(words), "{words} is not in {listed}");
     }
-    assert!(run(&["cache", "clear"]).contains("3 deleted"));
+    assert!(run(&["cache", "clear"]).contains("4 deleted"));
     assert!(run(&["cache"]).contains("0 packages"));
 }

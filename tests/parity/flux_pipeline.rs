@@ -43,7 +43,7 @@ fn with_arguments<'a>(mut it: FluxCall<'a>, arguments: &Value) -> FluxCall<'a> {
     it
 }
 
-fn draw(pipe: &mut FluxPipeline, case: &Path, arguments: &Value, output_type: OutputType) -> Images {
+pub(super) fn draw(pipe: &mut FluxPipeline, case: &Path, arguments: &Value, output_type: OutputType) -> Images {
     let given = tensors(&case.join("expected.safetensors"));
     let tensor = |key: &str| given[key].shallow_clone();
     let embeds = |of: &str| PooledPromptEmbeds {

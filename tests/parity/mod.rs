@@ -1,6 +1,7 @@
 //! Side by side with diffusers: the same inputs, the same seed, the largest difference.
 
 mod aoti;
+mod aoti_models;
 mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;

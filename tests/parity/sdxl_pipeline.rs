@@ -69,7 +69,12 @@ fn with_arguments<'a, T>(
     it
 }
 
-fn draw(pipe: &mut StableDiffusionXLPipeline, case: &Path, arguments: &Value, output_type: OutputType) -> Images {
+pub(super) fn draw(
+    pipe: &mut StableDiffusionXLPipeline,
+    case: &Path,
+    arguments: &Value,
+    output_type: OutputType,
+) -> Images {
     let given = tensors(&case.join("expected.safetensors"));
     let tensor = |key: &str| given[key].shallow_clone();
     let embeds = |of: &str| PooledPromptEmbeds {

@@ -5,6 +5,7 @@
 
 use super::attention::legacy_key;
 use super::autoencoder_kl_config::AutoencoderKLConfig;
+use super::compiled_vae::CompiledHalves;
 use super::tiling::Tiling;
 use super::vae::{Decoder, DiagonalGaussianDistribution, Encoder};
 use crate::error::Result;
@@ -39,6 +40,7 @@ pub struct AutoencoderKL {
     config: AutoencoderKLConfig,
     use_slicing: bool,
     use_tiling: bool,
+    pub(super) compiled: CompiledHalves,
     /// Side of a tile of a picture, in pixels. Pictures that are no larger are not tiled.
     pub tile_sample_min_size: i64,
     /// Side of a tile of latents.
@@ -71,6 +73,7 @@ impl AutoencoderKL {
             post_quant_conv,
             use_slicing: false,
             use_tiling: false,
+            compiled: CompiledHalves::default(),
             tile_sample_min_size,
             tile_latent_min_size: tile_sample_min_size / config.vae_scale_factor(),
             tile_overlap_factor: 0.25,
@@ -170,23 +173,31 @@ impl AutoencoderKL {
     }
 
     fn encode_moments(&self, x: &Tensor) -> Result<Tensor> {
-        let forward = |x: &Tensor| {
-            let moments = self.encoder.forward(x)?;
-            match &self.quant_conv {
-                Some(conv) => conv.forward(&moments),
-                None => Ok(moments),
-            }
-        };
+        let forward = |x: &Tensor| self.run_encoder(x);
         let (sample, latent) = (self.tile_sample_min_size, self.tile_latent_min_size);
         if self.tiles(x, sample)? { self.tiling(sample, latent).run(x, forward) } else { forward(x) }
     }
 
     fn decode_sample(&self, z: &Tensor) -> Result<Tensor> {
-        let forward = |z: &Tensor| match &self.post_quant_conv {
+        let forward = |z: &Tensor| self.run_decoder(z);
+        if self.tiles(z, self.tile_latent_min_size)? { self.latent_tiling().run(z, forward) } else { forward(z) }
+    }
+
+    /// The encoder, whatever is switched on.
+    pub(super) fn encode_whole(&self, x: &Tensor) -> Result<Tensor> {
+        let moments = self.encoder.forward(x)?;
+        match &self.quant_conv {
+            Some(conv) => conv.forward(&moments),
+            None => Ok(moments),
+        }
+    }
+
+    /// The decoder, whatever is switched on.
+    pub(super) fn decode_whole(&self, z: &Tensor) -> Result<Tensor> {
+        match &self.post_quant_conv {
             Some(conv) => self.decoder.forward(&conv.forward(z)?),
             None => self.decoder.forward(z),
-        };
-        if self.tiles(z, self.tile_latent_min_size)? { self.latent_tiling().run(z, forward) } else { forward(z) }
+        }
     }
 
     /// Whether `x` is to be cut into tiles of side `size`.

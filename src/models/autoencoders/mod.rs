@@ -3,6 +3,7 @@
 mod attention;
 mod autoencoder_kl;
 mod autoencoder_kl_config;
+mod compiled_vae;
 mod tiling;
 mod unet_2d_blocks;
 mod vae;

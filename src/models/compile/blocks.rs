@@ -1,7 +1,7 @@
 //! Regional compilation: code of one block for all of its twins, each with its own weights.
 
 use super::regional::{RecordedBlock, Recordings};
-use super::{CompileOptions, CompileStats, Mode};
+use super::{CompileOptions, CompileStats, Mode, Part};
 use crate::error::{Error, Result};
 use crate::hooks::{COMPILED_HOOK, refuse_bypassed_hooks, refuse_inner_hooks};
 use crate::models::ModelMixin;
@@ -135,14 +135,10 @@ pub(crate) fn compile_repeated_blocks<M: ModelMixin>(model: &M, options: &Compil
     if options.mode == Mode::Default {
         return record_blocks(node, M::REPEATED_BLOCKS, options);
     }
-    let package = options.package_for(model, true)?;
+    let package = options.package_for(model, Part::Blocks)?;
     let (device, eager_calls) = (node.execution_device(), Arc::default());
     let mut hooks = vec![];
     for (name, terms) in &package.contract().models {
-        if terms.blocks.is_empty() {
-            let path = package.path().display();
-            return Err(Error::Argument(format!("{path} is of a whole model: export it with --repeated-blocks")));
-        }
         let code = Arc::new(package.model(name, device)?);
         for path in &terms.blocks {
             let block = node.get(path).filter(|block| block.class() == terms.class).ok_or_else(|| {

@@ -2,7 +2,7 @@
 //!
 //! A package says itself what it was made for, so that one that is stale or foreign is passed over.
 
-use super::{CompileOptions, check_architecture};
+use super::{CompileOptions, Part, check_architecture};
 use crate::error::{Error, Result};
 use crate::models::ModelMixin;
 use crate::torch::{AotiPackage, num_threads};
@@ -68,22 +68,21 @@ pub fn clear_cache(folder: &Path) -> Result<usize> {
 }
 
 /// A package of `folder` for `model`: of its class, configuration, dtype and device, made for this libtorch and this
-/// processor with as many threads as there are here, whole or of blocks, and for any size where `options` say so. One for
+/// processor with as many threads as there are here, of the same part, and for any size where `options` say so. One for
 /// any size comes before those for one, of which the size that will be asked for is not known yet.
 pub(super) fn find<M: ModelMixin>(
     model: &M,
     options: &CompileOptions,
-    blocks: bool,
+    part: Part<'_>,
     folder: &Path,
 ) -> Result<Option<AotiPackage>> {
     let (threads, on_cuda) = (num_threads()?, model.node().execution_device().is_cuda());
     let fits = |package: &AotiPackage| {
         let contract = package.contract();
-        let mut terms = contract.models.values();
         contract.num_threads == threads
             && (contract.device == "cuda") == on_cuda
-            && terms.clone().all(|terms| terms.blocks.is_empty() != blocks)
-            && (options.dynamic != Some(true) || terms.all(|terms| !terms.dimensions.is_empty()))
+            && part.is_in(contract)
+            && (options.dynamic != Some(true) || contract.models.values().all(|terms| !terms.dimensions.is_empty()))
             && check_architecture(model, contract).is_ok()
     };
     let is_static = |package: &AotiPackage| package.contract().models.values().any(|terms| terms.dimensions.is_empty());

@@ -1,6 +1,6 @@
 //! What runs in the place of a model: traces of it or a package, and the model itself where those do not take the inputs.
 
-use super::{Captures, CompileOptions, CompileStats, Graphs, Mode, Slot, params_of};
+use super::{Captures, CompileOptions, CompileStats, Graphs, Mode, Part, Slot, params_of};
 use crate::error::{Error, Result};
 use crate::hooks::{COMPILED_HOOK, MarkCompiled, refuse_bypassed_hooks};
 use crate::models::ModelMixin;
@@ -96,13 +96,9 @@ struct Package {
 }
 
 impl Package {
-    fn new<M: ModelMixin>(model: &M, options: &CompileOptions) -> Result<Self> {
-        let package = options.package_for(model, false)?;
-        if !package.contract().models.contains_key("model") {
-            let path = package.path().display();
-            return Err(Error::Argument(format!("{path} is of repeated blocks: pass it to compile_repeated_blocks")));
-        }
-        let code = package.model("model", model.node().execution_device())?;
+    fn new<M: ModelMixin>(model: &M, options: &CompileOptions, name: &str) -> Result<Self> {
+        let package = options.package_for(model, Part::Code(name))?;
+        let code = package.model(name, model.node().execution_device())?;
         let weights = params_of(model.node(), code.terms())?;
         code.chosen(&model.node().state_dict())?;
         let compile_time = Duration::from_secs_f64(package.contract().compile_seconds.max(0.0));
@@ -126,18 +122,20 @@ impl Package {
 }
 
 impl Engine {
-    /// What `options` ask for, over the weights of `model`.
+    /// What `options` ask for, over the weights of `model`; packages have the code by `name`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a mode that the device does not have, or hooks that compiled code would pass over; else as
     /// [`CompileOptions::package_for`].
-    pub(in crate::models) fn new<M: Compilable>(model: &M, options: &CompileOptions) -> Result<Self> {
+    pub(in crate::models) fn new<M: Compilable>(model: &M, options: &CompileOptions, name: &str) -> Result<Self> {
         options.refuse_cuda_graphs(model.node().execution_device())?;
         refuse_bypassed_hooks(model.node())?;
         let code = match options.mode {
             Mode::Default => Code::Graphs(Graphs::default(), None),
             Mode::ReduceOverhead => Code::Graphs(Graphs::default(), Some(Box::new(Captures::new(options.fullgraph)))),
-            Mode::MaxAutotune | Mode::MaxAutotuneNoCudagraphs => Code::Package(Box::new(Package::new(model, options)?)),
+            Mode::MaxAutotune | Mode::MaxAutotuneNoCudagraphs => {
+                Code::Package(Box::new(Package::new(model, options, name)?))
+            }
         };
         Ok(Self { options: options.clone(), code, eager_calls: AtomicUsize::new(0) })
     }
@@ -264,7 +262,7 @@ impl<M: Module> Compiled<M> {
     where
         M: Compilable,
     {
-        let engine = Engine::new(&model, options)?;
+        let engine = Engine::new(&model, options, "model")?;
         // Innermost, and it only says that something is compiled.
         model.node().add_hook(COMPILED_HOOK, MarkCompiled);
         Ok(Self { model, engine })

@@ -1,9 +1,12 @@
 //! Transformers, whole models and parts of UNets alike.
 
+mod compiled_flux_transformer;
 mod traced_flux_transformer;
 mod transformer_2d;
 mod transformer_flux;
 
+pub use compiled_flux_transformer::CompiledFluxTransformer;
+pub(crate) use compiled_flux_transformer::compile_shared;
 pub use traced_flux_transformer::TracedFluxTransformer;
 pub use transformer_2d::{Transformer2DConfig, Transformer2DModel};
 pub use transformer_flux::{FluxInputs, FluxTransformer2DConfig, FluxTransformer2DModel};
@@ -40,6 +43,12 @@ pub trait FluxTransformer: Debug + Send + Sync {
 
     /// The tree of modules, for techniques that walk it; `None` for a transformer that has none, such as a traced one.
     fn tree(&self) -> Option<&Node> {
+        None
+    }
+
+    /// The model behind it, which a compiled transformer has as well; `None` for a transformer that has none, such as a traced
+    /// one.
+    fn model(&self) -> Option<&FluxTransformer2DModel> {
         None
     }
 

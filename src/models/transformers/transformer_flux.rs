@@ -185,7 +185,8 @@ impl FluxTransformer2DModel {
         Ok(velocity)
     }
 
-    fn predict(&self, inputs: &FluxInputs<'_>) -> Result<Tensor> {
+    /// The forward, without the hooks around the model.
+    pub(super) fn predict(&self, inputs: &FluxInputs<'_>) -> Result<Tensor> {
         let mut picture = self.x_embedder.forward(inputs.hidden_states)?;
         let kind = picture.f_kind()?;
         let thousandths = |number: &Tensor| number.f_to_kind(kind)?.times(1000.0);
@@ -236,6 +237,10 @@ impl FluxTransformer for FluxTransformer2DModel {
 
     fn tree(&self) -> Option<&Node> {
         Some(&self.node)
+    }
+
+    fn model(&self) -> Option<&FluxTransformer2DModel> {
+        Some(self)
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -88,8 +88,10 @@ impl Compilable for UNet2DConditionModel {
         let factor = 1 << self.config().block_out_channels.len().saturating_sub(1);
         let sample = given.find("sample")?.size();
         let halves = sample.len() == 4 && sample[2..].iter().all(|side| side % factor == 0);
-        let free: FreeSides = &[("sample", &[0, 2, 3]), ("encoder_hidden_states", &[0])];
-        (halves && given.are_among(&["sample", "timestep", "encoder_hidden_states"])).then_some(free)
+        let known = ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"];
+        let free: FreeSides =
+            &[("sample", &[0, 2, 3]), ("encoder_hidden_states", &[0]), ("text_embeds", &[0]), ("time_ids", &[0])];
+        (halves && given.are_among(&known)).then_some(free)
     }
 
     /// A timestep has no dimensions.

@@ -10,8 +10,9 @@ use crate::hooks::ModelOffload;
 use crate::image_processor::VaeImageProcessor;
 use crate::loaders::SaveOptions;
 use crate::models::autoencoders::AutoencoderKL;
+use crate::models::compile::CompileOptions;
 use crate::models::text_encoders::{CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer};
-use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel};
+use crate::models::transformers::{FluxTransformer, FluxTransformer2DModel, compile_shared};
 use crate::models::{ModelMixin, To};
 use crate::pipelines::pipeline_mixin::refuse_to_move;
 use crate::pipelines::pipeline_utils::model_index;
@@ -117,6 +118,16 @@ impl FluxPipeline {
         self.transformer = Box::new(transformer);
     }
 
+    /// Has the transformer run compiled, over the weights that it has: [`FluxTransformer2DModel::compile`].
+    ///
+    /// # Errors
+    /// As there; [`Error::Unsupported`] for a transformer that is no [`FluxTransformer2DModel`], [`Error::Argument`] while
+    /// offloading, layerwise casting or a hook is on: compile first.
+    pub fn compile_transformer(&mut self, options: &CompileOptions) -> Result<()> {
+        self.transformer = compile_shared(&*self.transformer, options).map_err(|error| error.within("transformer"))?;
+        Ok(())
+    }
+
     /// Prepares a picture of `prompt`: a text, or a list of texts for a batch. Options follow; `run` draws it.
     pub fn call(&mut self, prompt: impl Into<Prompt>) -> FluxCall<'_> {
         FluxCall::new(self, Some(prompt.into()), None)
@@ -182,7 +193,7 @@ impl FluxPipeline {
     /// As [`FluxPipeline::save_pretrained`]; [`Error::Argument`] for a variant that no file name can hold.
     pub fn save_pretrained_with(&self, folder: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let folder = folder.as_ref();
-        let transformer = self.transformer.as_any().downcast_ref::<FluxTransformer2DModel>().ok_or_else(|| {
+        let transformer = self.transformer.model().ok_or_else(|| {
             Error::Unsupported(
                 "only a FluxTransformer2DModel can be saved; this pipeline has another transformer".into(),
             )

@@ -72,12 +72,13 @@ impl FluxTransformerBlock {
         temb: &Tensor,
         rotary: &Rotary,
     ) -> Result<[Tensor; 2]> {
+        // What takes the block's place needs the places as well.
         let [cos, sin] = rotary.parts();
         self.node.call([encoder_hidden_states, hidden_states, temb, cos, sin], |[words, picture, temb, cos, sin]| {
-            let rotary = Rotary::of_parts(cos, sin);
+            let rotary = &Rotary::of_parts(cos, sin);
             let (normed, modulation) = self.picture.norm1.forward(picture, temb)?;
             let (normed_words, modulation_of_words) = self.text.norm1.forward(words, temb)?;
-            let [attended, attended_words] = self.attn.forward_both(&normed, &normed_words, &rotary)?;
+            let [attended, attended_words] = self.attn.forward_both(&normed, &normed_words, rotary)?;
             let picture = self.picture.forward(picture, &attended, &modulation)?;
             let words = self.text.forward(words, &attended_words, &modulation_of_words)?;
             Ok([clip(words)?, picture])
@@ -120,12 +121,12 @@ impl FluxSingleTransformerBlock {
     ) -> Result<[Tensor; 2]> {
         let [cos, sin] = rotary.parts();
         self.node.call([encoder_hidden_states, hidden_states, temb, cos, sin], |[words, picture, temb, cos, sin]| {
-            let rotary = Rotary::of_parts(cos, sin);
+            let rotary = &Rotary::of_parts(cos, sin);
             let ((_, tokens, _), (_, pixels, _)) = (words.size3()?, picture.size3()?);
             let joined = Tensor::f_cat(&[words, picture], 1)?;
             let [normed, gate] = self.norm.forward(&joined, temb)?;
             let mlp = self.proj_mlp.forward(&normed)?.f_gelu("tanh")?;
-            let attended = self.attn.forward(&normed, &rotary)?;
+            let attended = self.attn.forward(&normed, rotary)?;
             let output = self.proj_out.forward(&Tensor::f_cat(&[attended, mlp], 2)?)?;
             let joined = clip(joined.add_into(&gate.f_mul(&output)?)?)?;
             Ok([joined.f_narrow(1, 0, tokens)?, joined.f_narrow(1, tokens, pixels)?])

@@ -39,12 +39,12 @@ impl Rotary {
         Ok(Self { cos: joined(&cos)?, sin: joined(&sin)? })
     }
 
-    /// Cosines and sines, which blocks pass through their hooks.
+    /// Cosines and sines, `[1, tokens, 1, head_dim]`.
     pub(super) fn parts(&self) -> [&Tensor; 2] {
         [&self.cos, &self.sin]
     }
 
-    /// What [`Rotary::parts`] came from.
+    /// The rotations of these [`Rotary::parts`].
     pub(super) fn of_parts(cos: &Tensor, sin: &Tensor) -> Self {
         Self { cos: cos.shallow_clone(), sin: sin.shallow_clone() }
     }

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 use tch_diffusers::configuration_utils::from_map;
 use tch_diffusers::loaders::{LoadOptions, SaveOptions, parse_size};
+use tch_diffusers::models::compile::CompileOptions;
 use tch_diffusers::models::transformers::FluxInputs;
 use tch_diffusers::models::unets::{AddedCond, UNetInputs};
 use tch_diffusers::models::{ModelMixin, autoencoders, text_encoders, transformers, unets};
@@ -178,6 +179,20 @@ macro_rules! model_class {
             ) -> PyResult<()> {
                 let max_shard_size = max_shard_size.map(ShardSize::bytes).transpose()?;
                 py.detach(|| self.0.save(folder, &SaveOptions { max_shard_size, variant })).or_raise()
+            }
+
+            /// Has the blocks that the model repeats run compiled.
+            #[pyo3(signature = (mode, fullgraph=false, dynamic=None))]
+            fn compile_repeated_blocks(
+                &self,
+                py: Python<'_>,
+                mode: &str,
+                fullgraph: bool,
+                dynamic: Option<bool>,
+            ) -> PyResult<()> {
+                let mode = mode.parse().or_raise()?;
+                let options = CompileOptions { mode, fullgraph, dynamic, ..CompileOptions::default() };
+                py.detach(|| self.0.lock().compile_repeated_blocks(&options)).or_raise().map(drop)
             }
 
             $($methods)*

@@ -1,4 +1,4 @@
-"""The snippets of diffusers' guides to memory and speed that concern Stable Diffusion 1.5, as they stand there.
+"""The snippets of diffusers' guides to memory and speed that concern Stable Diffusion 1.5, and compiling SDXL, as they stand there.
 
 Changed are the import, the model's path and, on a machine without a GPU, `"cuda"`, `torch.cuda.synchronize()` and `float16`. Calls
 are cut to one step and to a tenth of a very large picture's sides, and the traced UNet is timed twice, not fifty times.
@@ -6,12 +6,14 @@ are cut to one step and to a tenth of a very large picture's sides, and the trac
 
 import functools
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from tch_diffusers import StableDiffusionPipeline
 
+SDXL = Path(__file__).parents[2] / "tests/fixtures/generated/sdxl_pipeline/_models/sdxl"
 LOAD = """
 import torch
 from diffusers import StableDiffusionPipeline
@@ -134,6 +136,42 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
     + """
 with sdpa_kernel(SDPBackend.MATH):
     image = pipe("Astronaut in a jungle", num_inference_steps=30).images[0]
+""",
+    "compiled UNet and VAE": """
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+pipeline = StableDiffusionXLPipeline.from_pretrained(
+    "stabilityai/stable-diffusion-xl-base-1.0", torch_dtype=torch.float16
+).to("cuda")
+
+pipeline.unet.to(memory_format=torch.channels_last)
+pipeline.vae.to(memory_format=torch.channels_last)
+
+pipeline.unet = torch.compile(
+    pipeline.unet, mode="max-autotune", fullgraph=True
+)
+pipeline.vae.decode = torch.compile(
+    pipeline.vae.decode,
+    mode="max-autotune",
+    fullgraph=True
+)
+
+prompt = "Astronaut in a jungle, cold color palette, muted colors, detailed, 8k"
+pipeline(prompt, num_inference_steps=30).images[0]
+""",
+    "repeated blocks compiled": """
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+pipeline = StableDiffusionXLPipeline.from_pretrained(
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    torch_dtype=torch.float16,
+).to("cuda")
+
+# compile only the repeated transformer layers inside the UNet
+pipeline.unet.compile_repeated_blocks(fullgraph=True)
+pipeline("Astronaut in a jungle", num_inference_steps=2).images[0]
 """,
 }
 
@@ -265,6 +303,7 @@ def run(snippet, model, **names):
     source = snippet.replace("from diffusers import", "from tch_diffusers import")
     for name in ("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
         source = source.replace(f'"{name}"', repr(str(model)))
+    source = source.replace('"stabilityai/stable-diffusion-xl-base-1.0"', repr(str(SDXL)))
     if not torch.cuda.is_available():
         source = source.replace('"cuda"', '"cpu"').replace("torch.cuda.synchronize()", "pass")
         source = source.replace("torch.float16", "torch.float32")

@@ -138,3 +138,32 @@ def test_reset_gives_the_pipeline_back_as_it_was_loaded(pipe, expected):
     pipe.reset()
     assert not pipe.vae.use_slicing
     np.testing.assert_array_equal(draw(pipe), expected)
+
+
+def test_repeated_blocks_run_compiled(pipe, expected):
+    pipe.unet.compile_repeated_blocks(fullgraph=True)
+    np.testing.assert_array_equal(draw(pipe), expected)
+    pipe.unet.compile_repeated_blocks(dynamic=True)
+    np.testing.assert_array_equal(draw(pipe, height=64, width=96).shape, (1, 64, 96, 3))
+    with pytest.raises(ValueError, match="there is no mode `fast`: there are default"):
+        pipe.unet.compile_repeated_blocks(mode="fast")
+    with pytest.raises(NotImplementedError, match="CUDA graph"):
+        pipe.unet.compile_repeated_blocks(mode="reduce-overhead")
+    with pytest.raises(NotImplementedError, match="backend='inductor'"):
+        pipe.unet.compile_repeated_blocks(backend="eager")
+    with pytest.raises(NotImplementedError, match="a CLIPTextModel has no repeated blocks"):
+        pipe.text_encoder.compile_repeated_blocks()
+
+
+def test_torch_compile_has_nothing_to_compile(pipe, expected):
+    unet, decode = pipe.unet, pipe.vae.decode
+    pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
+    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
+    pipe.text_encoder.compile(fullgraph=True)
+    np.testing.assert_array_equal(draw(pipe), expected)
+    assert pipe.unet is unet and pipe.vae.decode == decode
+    # What is no code of this library is taken as it is.
+    calls = []
+    pipe.vae.decode = lambda *args, **kwargs: calls.append(args) or decode(*args, **kwargs)
+    np.testing.assert_array_equal(draw(pipe), expected)
+    assert len(calls) == 1

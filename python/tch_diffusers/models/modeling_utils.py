@@ -33,6 +33,18 @@ _SIDES = {
 }
 
 
+def uncompiled(value: Any) -> Any:
+    """What `torch.compile` made `value` of, if that is a model of this library, or a method of one; else `value`.
+
+    Native code has nothing to compile, and with `fullgraph=True` a call of it would be an error.
+    """
+    model = getattr(value, "_orig_mod", None)
+    if isinstance(model, ModelMixin):
+        return model
+    method = getattr(value, "_torchdynamo_orig_callable", None)
+    return method if isinstance(getattr(method, "__self__", None), ModelMixin) else value
+
+
 class Module(torch.nn.Module):
     """A module of a model: its weights by name, and the modules below it.
 
@@ -76,7 +88,9 @@ class Module(torch.nn.Module):
                 return
         if node is not None and node.get(name) is not None:
             raise NotImplementedError(f"`{name}` is a part of a model in Rust, which cannot be replaced; its weights can")
-        super().__setattr__(name, value)
+        code = uncompiled(value)
+        if code is value or code != getattr(self, name, None):
+            super().__setattr__(name, code)
 
     def _child(self, name: str) -> Module | None:
         views: dict[str, Module] = self.__dict__["_views"]
@@ -446,6 +460,30 @@ class ModelMixin(Module, ConfigMixin):
     def unfuse_qkv_projections(self) -> None:
         """Computes queries, keys and values one after the other again."""
         _tch_diffusers.set_fused_projections(self._node, False)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Changes nothing: a forward is one call of native code, which has nothing for `torch.compile`.
+
+        `compile_repeated_blocks` has native code recorded.
+        """
+
+    def compile_repeated_blocks(
+        self,
+        *,
+        fullgraph: bool = False,
+        dynamic: bool | None = None,
+        backend: str = "inductor",
+        mode: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """Has the blocks that the model repeats run compiled: each kind is recorded once for all its twins.
+
+        The arguments are those of `torch.compile`. With `mode="max-autotune"` the blocks run a package that
+        `python -m tch_diffusers.export_aoti --repeated-blocks` put into the cache.
+        """
+        if backend != "inductor" or options:
+            raise NotImplementedError(f"only `backend='inductor'` without options is supported, not {backend!r} with {options}")
+        self._core.compile_repeated_blocks(mode or "default", fullgraph, dynamic)
 
     def enable_winograd(self) -> None:
         """Computes convolutions on the CPU in float32 with a quarter of the multiplications; close, not equal."""

@@ -15,7 +15,7 @@ import torch
 
 from tch_diffusers import _tch_diffusers
 from tch_diffusers.configuration_utils import ConfigMixin
-from tch_diffusers.models.modeling_utils import ModelMixin
+from tch_diffusers.models.modeling_utils import ModelMixin, uncompiled
 from tch_diffusers.utils.hub import HUB_ARGUMENTS, pipeline_folder
 
 __all__ = ["DiffusionPipeline"]
@@ -183,6 +183,9 @@ class DiffusionPipeline(ConfigMixin):
             else:
                 components[name] = loader.from_pretrained(folder, subfolder=name)
         return components
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, uncompiled(value))
 
     def register_modules(self, **components: Any) -> None:
         """Takes components, by name."""

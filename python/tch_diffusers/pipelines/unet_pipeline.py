@@ -43,7 +43,7 @@ class UNetPipeline(DiffusionPipeline):
             config = getattr(value, "config", None)
             if config is not None:
                 self.__dict__["_unet_config"] = config
-        object.__setattr__(self, name, value)
+        super().__setattr__(name, value)
 
     @property
     def unet_config(self) -> Any:

@@ -8,11 +8,11 @@ bundle=gpu-bundle
 rm -rf "$bundle"
 mkdir -p "$bundle/assets" "$bundle/wheels" "$bundle/benchmarks/results" "$bundle/target/release/examples"
 
-cargo build --release --bins --examples
+cargo build --release --bins --example bench_speed
 tests=$(cargo test --release --test integration --no-run --message-format=json |
   sed -n 's/.*"executable":"\([^"]*integration[^"]*\)".*/\1/p' | tail -n 1)
 cp target/release/tch-diffusers "$bundle"
-cp target/release/examples/bench_{worker,speed} "$bundle/target/release/examples"
+cp target/release/examples/bench_speed "$bundle/target/release/examples"
 cp benchmarks/*.py "$bundle/benchmarks"
 cp target/wheels/*.whl "$bundle/wheels"
 cp "$tests" "$bundle/integration"

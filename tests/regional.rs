@@ -1,5 +1,6 @@
 //! Regional compilation without packages: one recording for all twins of a block, each with its own weights.
 
+use crate::parity;
 use crate::support::{generated, tensors};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -8,7 +9,7 @@ use tch_diffusers::hooks::GroupOffloading;
 use tch_diffusers::models::Traceable;
 use tch_diffusers::models::attention_processor::{AttentionSlicing, set_attention_slice};
 use tch_diffusers::models::compile::{CompileOptions, CompiledBlocks};
-use tch_diffusers::models::transformers::{FluxInputs, FluxTransformer2DModel};
+use tch_diffusers::models::transformers::FluxTransformer2DModel;
 use tch_diffusers::models::unets::{UNet, UNet2DConditionConfig, UNetInputs};
 use tch_diffusers::nn::{Module, Param, RandomWeights};
 use tch_diffusers::torch::TracedModule;
@@ -281,16 +282,7 @@ fn changed(
 }
 
 fn velocity(model: &FluxTransformer2DModel, given: &BTreeMap<String, Tensor>) -> Tensor {
-    let inputs = FluxInputs {
-        hidden_states: &given["hidden_states"],
-        encoder_hidden_states: &given["encoder_hidden_states"],
-        pooled_projections: &given["pooled_projections"],
-        timestep: &given["timestep"],
-        img_ids: &given["img_ids"],
-        txt_ids: &given["txt_ids"],
-        guidance: given.get("guidance"),
-    };
-    tch::no_grad(|| model.forward(&inputs).unwrap())
+    parity::flux::forward(model, given).unwrap()
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Compiled models other than Stable Diffusion's UNet: SDXL's UNet, FLUX.1's transformer, and the VAE.
 
-use super::aoti::{BOUND, DRAWN, cache, calls, folder, options, package};
+use super::aoti::{BOUND, cache, calls, folder, options, package};
 use super::{flux_pipeline, sdxl_pipeline};
 use crate::support::{name, record, tensors};
 use serde_json::Value;
@@ -21,10 +21,11 @@ use tch_diffusers::{
     StableDiffusionXLPipeline, TensorExt, UNet2DConditionModel,
 };
 
-/// Products of one row round by where their factors begin in memory, and a trace takes weights out of their mapped file.
+/// Products of one row round by where their factors begin in memory, and a trace takes weights out of their mapped
+/// file. 0 and 2.4e-7 were seen, as memory came.
 const ALIGNMENT: f64 = 5e-7;
-/// After four steps, as `DRAWN`; 7e-5 was seen.
-const DRAWN_BY_SDXL: f64 = 2e-4;
+/// After four steps, as `DRAWN`; 6.7e-5 was seen.
+const DRAWN_BY_SDXL: f64 = 7e-5;
 
 const SHAPES: [&str; 3] = ["exported", "one", "wide"];
 
@@ -173,10 +174,10 @@ fn the_transformer_of_flux_runs_as_a_package() {
     predicts_the_same(&transformer().compile(&packed("flux.pt2")).unwrap(), "velocity, package", BOUND);
     let mut pipe = flux();
     pipe.compile_transformer(&packed("flux.pt2")).unwrap();
-    let stats = draw_flux(&mut pipe, "latents, compiled", DRAWN);
+    let stats = draw_flux(&mut pipe, "latents, compiled", BOUND);
     assert_eq!((stats.graphs, stats.recompilations, stats.eager_calls), (1, 0, 0));
     pipe.enable_model_cpu_offload(Device::Cpu).unwrap();
-    draw_flux(&mut pipe, "latents, compiled, model offloading", DRAWN);
+    draw_flux(&mut pipe, "latents, compiled, model offloading", BOUND);
     pipe.remove_all_hooks().unwrap();
     let error = pipe.enable_sequential_cpu_offload(Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("pass over"), "{error}");
@@ -228,10 +229,10 @@ fn the_blocks_of_flux_have_their_own_weights() {
     let mut pipe = flux();
     let model = pipe.transformer.model().unwrap();
     let made = model.compile_repeated_blocks(&packed("flux_blocks.pt2")).unwrap();
-    draw_flux(&mut pipe, "latents, repeated blocks", DRAWN);
+    draw_flux(&mut pipe, "latents, repeated blocks", BOUND);
     let groups = GroupOffloading::block_level(1).onload_device(Device::Cpu);
     pipe.transformer.model().unwrap().enable_group_offload(&groups).unwrap();
-    draw_flux(&mut pipe, "latents, repeated blocks, group offloading", DRAWN);
+    draw_flux(&mut pipe, "latents, repeated blocks, group offloading", BOUND);
     assert_eq!(made.eager_calls(), 0);
     let leaves = GroupOffloading::leaf_level().onload_device(Device::Cpu);
     let model = pipe.transformer.model().unwrap();
@@ -291,7 +292,7 @@ fn a_vae_runs_as_packages_with_tiles_and_slices() {
     }
     let latents = Generator::cpu(3).unwrap().randn([2, 4, 20, 12], Kind::Float).unwrap();
     let (found, expected) = (compiled.decode(&latents).unwrap(), eager.decode(&latents).unwrap());
-    record("aoti", "vae in tiles", "decoded, package", found.max_abs_diff(&expected).unwrap(), BOUND);
+    record("aoti", "vae in tiles", "decoded, package", found.max_abs_diff(&expected).unwrap(), 2.6e-6);
     assert_eq!(compiled.decoder_stats().unwrap().eager_calls, 0);
 }
 
@@ -306,7 +307,7 @@ fn a_compiled_vae_draws_the_same_pictures() {
             panic!("tensors were asked for")
         };
         let expected = &tensors(&case.join("expected.safetensors"))["picture"];
-        record("aoti", &name(&case), "picture, VAE compiled", found.max_abs_diff(expected).unwrap(), DRAWN);
+        record("aoti", &name(&case), "picture, VAE compiled", found.max_abs_diff(expected).unwrap(), BOUND);
     }
     pipe.remove_all_hooks().unwrap();
     let error = pipe.enable_sequential_cpu_offload(Device::Cpu).unwrap_err();

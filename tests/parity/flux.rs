@@ -14,7 +14,7 @@ fn load(case: &Path, kind: Kind) -> FluxTransformer2DModel {
     FluxTransformer2DModel::from_pretrained(case).torch_dtype(kind).load().unwrap()
 }
 
-fn forward(model: &FluxTransformer2DModel, given: &BTreeMap<String, Tensor>) -> Result<Tensor> {
+pub(crate) fn forward(model: &FluxTransformer2DModel, given: &BTreeMap<String, Tensor>) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     model.forward(&FluxInputs {
         hidden_states: &given["hidden_states"],

@@ -6,7 +6,7 @@ mod attention_slices;
 mod clip_text_model;
 mod clip_tokenizer;
 mod flow_match;
-mod flux;
+pub(crate) mod flux;
 mod flux_pipeline;
 mod fused;
 mod image_processor;
